@@ -1,0 +1,310 @@
+"""The config values: one frozen dataclass per part of a run, checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from stmae_train.errors import ConfigError
+
+__all__ = ["DataConfig", "FinetuneConfig", "ModelConfig", "OptimConfig", "ProbeConfig", "Recipe", "field_types"]
+
+Lineage = Literal["mae_st", "pyslowfast", "videomae", "mae"]
+Positions = Literal["separable", "joint", "sincos-1d", "sincos-2d", "sincos-3d"]
+LrRule = Literal["absolute", "per-256-videos", "per-256-clips"]
+Precision = Literal["fp32", "bf16"]
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """Field name to resolved type of a config class, in the order written."""
+    hints = get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind)}
+
+
+def _check_choices(config: Any) -> None:
+    """Refuse a text field that is not one of its choices."""
+    for name, kind in field_types(type(config)).items():
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
+            choices = ", ".join(str(choice) for choice in get_args(kind))
+            found = getattr(config, name)
+            raise ConfigError(f"{type(config).__name__}.{name} is {found!r}, wanted one of {choices}; set one of them.")
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(
+                f"{type(config).__name__}.{name} is {getattr(config, name)}, wanted a number above 0; raise it."
+            )
+
+
+def _check_share(config: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ConfigError(
+                f"{type(config).__name__}.{name} is {getattr(config, name)}, wanted a share in [0, 1); change it."
+            )
+
+
+def _check_rising(config: Any, *names: str) -> None:
+    for name in names:
+        low, high = getattr(config, name)
+        if not 0 < low <= high:
+            raise ConfigError(
+                f"{type(config).__name__}.{name} is {[low, high]}, wanted [low, high] with 0 < low <= high; change it."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A masked autoencoder: its shape, its mask, its target, and the habits of the codebase it follows.
+
+    `lineage` names the published codebase whose initialisation and weight names apply; every other
+    difference between the codebases is an option of its own here (SPEC-models A1.9).
+    """
+
+    lineage: Lineage = "mae_st"
+    size: str = "b16"
+    # Encoder and decoder: pre-norm ViT blocks; heads must divide width.
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    decoder_width: int = 512
+    decoder_depth: int = 4
+    decoder_heads: int = 16
+    mlp_ratio: float = 4.0
+    layer_norm_eps: float = 1e-6
+    qkv: Literal["separate", "fused"] = "separate"
+    qkv_bias: Literal["all", "qv", "none"] = "all"  # "qv": keys have no bias (VideoMAE)
+    decoder_qkv: Literal["separate", "fused"] = "separate"
+    # Input: `num_frames` frames of `crop_px` x `crop_px`, cut into tubelets.
+    num_frames: int = 16
+    crop_px: int = 224
+    tubelet_frames: int = 2
+    patch_px: int = 16
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    # Tokens.
+    class_token: bool = True
+    decoder_class: Literal["own", "encoder"] = "own"  # the decoder's class token: its own, or the encoder's output
+    positions: Positions = "separable"
+    decoder_positions: Positions = "separable"
+    # "projected": norm, linear to the decoder width, decoder positions. "plain": the decoder's blocks go straight on
+    # from the encoder's last block (MaskFeat's head, golden sf_dense_encoder); widths must then be equal.
+    decoder_input: Literal["projected", "plain"] = "projected"
+    decoder_embed_bias: bool = True
+    dense_encoder: bool = False  # the encoder runs on all tokens, hidden ones replaced by the mask token
+    # Mask: share of tokens hidden.
+    mask: Literal["random", "tube", "frame", "per-frame", "block"] = "random"
+    mask_ratio: float = 0.9
+    # Target: "per-color" normalises every colour of a patch on its own (VideoMAE), "normalized" all together (MAE).
+    target: Literal["pixels", "normalized-pixels", "normalized-per-color", "hog"] = "normalized-pixels"
+    target_range: Literal["input", "unit"] = "input"  # "unit": mean and std are undone first, back to [0, 1]
+    target_frames: Literal["linspace", "first", "all"] = "linspace"
+    num_target_frames: int = 8  # per clip; used by "linspace" alone
+    loss: Literal["mse", "l1", "smooth-l1"] = "mse"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        sizes = ("width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio")
+        _check_positive(self, *sizes, "layer_norm_eps", "num_frames", "crop_px", "tubelet_frames", "patch_px")
+        _check_share(self, "mask_ratio")
+        for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise ConfigError(
+                    f"ModelConfig.{heads} is {getattr(self, heads)}, wanted a divisor of {width} "
+                    f"{getattr(self, width)}; change one of them."
+                )
+        if self.num_frames % self.tubelet_frames or self.crop_px % self.patch_px:
+            raise ConfigError(
+                f"A clip of {self.num_frames} frames x {self.crop_px} px does not divide into tubelets of "
+                f"{self.tubelet_frames} frames x {self.patch_px} px; change the clip or the tubelet."
+            )
+        if self.decoder_input == "plain" and self.width != self.decoder_width:
+            raise ConfigError(
+                f"ModelConfig.decoder_input 'plain' needs equal widths, found width {self.width} and decoder_width "
+                f"{self.decoder_width}; set decoder_width={self.width} or decoder_input='projected'."
+            )
+        if self.target_frames == "linspace" and not 0 < self.num_target_frames <= self.num_frames:
+            raise ConfigError(
+                f"ModelConfig.num_target_frames is {self.num_target_frames}, wanted 1 to num_frames "
+                f"{self.num_frames}; change it."
+            )
+        if self.target_frames == "linspace" and self.tubelet_frames * self.num_target_frames < self.num_frames:
+            raise ConfigError(
+                f"{self.num_target_frames} target frames over {self.num_frames // self.tubelet_frames} tubelets leave "
+                f"less than one frame per token; raise num_target_frames."
+            )
+
+    @property
+    def grid_shape(self) -> tuple[int, int, int]:
+        """Token counts (t, h, w)."""
+        side = self.crop_px // self.patch_px
+        return self.num_frames // self.tubelet_frames, side, side
+
+
+@dataclass(frozen=True, slots=True)
+class DataConfig:
+    """How clips are drawn from videos, for training and for evaluation."""
+
+    num_frames: int = 16
+    frame_stride: int = 4
+    fps: float = 30.0
+    crop_px: int = 224
+    crop_area: tuple[float, float] = (0.5, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    repeats: int = 4  # clips drawn from one opened video
+    sampling: Literal["aligned", "published"] = "aligned"
+    eval_views: tuple[int, int] = (5, 3)  # temporal x spatial
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_positive(self, "num_frames", "frame_stride", "fps", "crop_px", "repeats")
+        _check_rising(self, "crop_area", "crop_aspect")
+        if min(self.eval_views) < 1:
+            raise ConfigError(
+                f"DataConfig.eval_views is {list(self.eval_views)}, wanted [temporal, spatial] from 1; raise them."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class OptimConfig:
+    """AdamW, its schedule and the length of pre-training, counted in clips."""
+
+    batch_videos: int = 512  # over all processes; clips per step = batch_videos x repeats
+    accumulate: int = 1  # micro-batches per step
+    total_clips: int = 192_000_000
+    base_lr: float = 1.6e-3
+    lr_rule: LrRule = "absolute"
+    min_lr: float = 0.0  # under the same rule as base_lr
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    warmup_share: float = 0.15  # of total_clips
+    decay_share: float = 0.2  # of total_clips; used by "wsd" alone
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    # Which tensors decay: all but 1-D ones, or tokens and positions spared too (VideoMAE).
+    decay_rule: Literal["not-1d", "not-1d-nor-tokens"] = "not-1d"
+    grad_clip: float = 0.0  # L2 norm; 0 = off
+    precision: Precision = "bf16"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_positive(self, "batch_videos", "accumulate", "total_clips", "base_lr", "eps")
+        _check_share(self, "warmup_share", "decay_share")
+
+    def peak_lr(self, *, repeats: int) -> float:
+        """The learning rate after warm-up for this batch."""
+        return self.base_lr * lr_factor(self.lr_rule, batch_videos=self.batch_videos, repeats=repeats)
+
+    def end_lr(self, *, repeats: int) -> float:
+        """The learning rate the schedule ends with for this batch."""
+        return self.min_lr * lr_factor(self.lr_rule, batch_videos=self.batch_videos, repeats=repeats)
+
+
+def lr_factor(rule: str, *, batch_videos: int, repeats: int) -> float:
+    """What a base learning rate is multiplied with under an lr rule."""
+    if rule == "absolute":
+        return 1.0
+    return batch_videos * (repeats if rule == "per-256-clips" else 1) / 256
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeConfig:
+    """Probes on frozen features: attentive, linear and k-NN.
+
+    One frozen pass feeds a head per (lr, weight decay) pair; the pair is chosen on `select_share` of the training
+    clips, never on the evaluation set (STUDY.md, "Probe grid").
+    """
+
+    batch_videos: int = 256
+    epochs: int = 20
+    lr_grid: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3)
+    weight_decay_grid: tuple[float, ...] = (0.01, 0.1, 0.4)
+    warmup_share: float = 0.0
+    select_share: float = 0.1
+    attentive_blocks: int = 1
+    attentive_heads: int = 12
+    linear_optimizer: Literal["lars", "sgd", "adamw"] = "adamw"
+    knn_neighbors: int = 20
+    knn_temperature: float = 0.07
+    train_views: int = 1  # views drawn from every training video
+    flip: bool = False
+    views: tuple[int, int] = (2, 1)  # evaluation, temporal x spatial
+    precision: Precision = "bf16"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_positive(self, "batch_videos", "epochs", "attentive_blocks", "attentive_heads")
+        _check_positive(self, "knn_neighbors", "knn_temperature", "train_views")
+        _check_share(self, "warmup_share", "select_share")
+        if not self.lr_grid or not self.weight_decay_grid:
+            raise ConfigError("ProbeConfig.lr_grid or weight_decay_grid is empty; give at least one value for each.")
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneConfig:
+    """Fine-tuning a classifier from pre-trained weights (SPEC-models B2)."""
+
+    batch_videos: int = 256
+    epochs: int = 50  # passes over the videos; every pass draws `repeats` clips of each
+    repeats: int = 2
+    warmup_epochs: float = 5.0
+    base_lr: float = 2.4e-3
+    lr_rule: LrRule = "per-256-clips"
+    min_lr: float = 1e-6  # absolute, then times the layer's scale
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    grad_clip: float = 5.0  # L2 norm; 0 = off
+    drop_path: float = 0.2
+    head_dropout: float = 0.3
+    head_init_std: float = 2e-5
+    pooling: Literal["mean-norm", "mean-fresh-norm", "norm-mean", "norm-first"] = "mean-norm"
+    smoothing: float = 0.1
+    mixup: float = 0.8  # Beta parameter; 0 = off
+    cutmix: float = 1.0  # Beta parameter; 0 = off
+    mix_prob: float = 1.0
+    mix_switch_prob: float = 0.5
+    randaug_ops: int = 2
+    randaug_magnitude: int = 7  # 0 = off
+    randaug_std: float = 0.5
+    erasing_prob: float = 0.25
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    views: tuple[int, int] = (7, 3)  # evaluation, temporal x spatial
+    precision: Precision = "bf16"
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_positive(self, "batch_videos", "epochs", "repeats", "base_lr", "layer_decay")
+        _check_share(self, "drop_path", "head_dropout", "smoothing")
+        _check_rising(self, "crop_area", "crop_aspect")
+
+    def peak_lr(self) -> float:
+        """The learning rate after warm-up for this batch, before layer decay."""
+        return self.base_lr * lr_factor(self.lr_rule, batch_videos=self.batch_videos, repeats=self.repeats)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A whole config and where its numbers come from."""
+
+    name: str
+    source: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "crop_px"):
+            wanted, found = getattr(self.model, name), getattr(self.data, name)
+            if wanted != found:
+                raise ConfigError(
+                    f"Recipe '{self.name}' feeds data.{name} {found} to a model with {name} {wanted}; "
+                    f"set data.{name}={wanted} or model.{name}={found}."
+                )
