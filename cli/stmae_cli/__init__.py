@@ -1,0 +1,1 @@
+"""The two command lines: they parse, call one function, print."""

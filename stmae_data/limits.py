@@ -1,0 +1,209 @@
+"""The one process wrapper: limits, no network, deadline, kill the group, a classified end.
+
+Every outside program and every risky piece of decoding runs through `run` (a program) or `call` (a function in a forked child).
+Limits and their sources: RELIABILITY §2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import json
+import os
+import resource
+import select
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+__all__ = ["Finished", "Limits", "call", "die_with_parent", "has_network_sandbox", "run"]
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWUSER = 0x10000000
+_CLONE_NEWNET = 0x40000000
+_CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGSYS}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a child may use. Wall clock is twice the processor limit unless said."""
+
+    cpu_seconds: float = 20.0
+    address_space_bytes: int = 2 << 30
+    file_bytes: int = 1 << 30
+    open_files: int = 64
+    has_network: bool = False
+
+    @property
+    def wall_seconds(self) -> float:
+        """Deadline by the parent's monotonic clock."""
+        return 2 * self.cpu_seconds
+
+    @classmethod
+    def for_seconds(cls, planned_seconds: float) -> Limits:
+        """Limits for decoding `planned_seconds` of video: processor max(20 s, 0.6 x planned seconds)."""
+        return cls(cpu_seconds=max(20.0, 0.6 * planned_seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a child ended: `kind` is ok, error, crash, oom or timeout; `errors` is the tail of what it complained."""
+
+    kind: str
+    returncode: int
+    errors: str
+    value: Any = None
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _confine(limits: Limits, inherited_bytes: int = 0) -> None:
+    """In the child, before anything big: own session, limits, no new privileges, no network."""
+    os.setsid()
+    die_with_parent()
+    _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if not limits.has_network:
+        _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)  # refused on some hosts; has_network_sandbox() tells the report
+    cpu = int(limits.cpu_seconds + 0.999)
+    address_space = limits.address_space_bytes + inherited_bytes
+    for what, soft, hard in (
+        (resource.RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes),
+        (resource.RLIMIT_NOFILE, limits.open_files, limits.open_files),
+        (resource.RLIMIT_CORE, 0, 0),
+        (resource.RLIMIT_CPU, cpu, cpu + 2),
+        (resource.RLIMIT_AS, address_space, address_space),
+    ):
+        resource.setrlimit(what, (soft, hard))
+
+
+def _mapped_bytes() -> int:
+    """What a forked child inherits as address space: its limit is counted on top of that."""
+    with open("/proc/self/statm", "rb") as stream:  # noqa: PTH123 - runs between fork and work, keep it plain
+        return int(stream.read().split()[0]) * resource.getpagesize()
+
+
+@functools.cache
+def has_network_sandbox() -> bool:
+    """Whether children can be cut off from the network here."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0 else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def _classify(returncode: int, *, is_late: bool, errors: str) -> str:
+    if is_late or returncode == -signal.SIGXCPU:
+        return "timeout"
+    if returncode == 0:
+        return "ok"
+    if returncode < 0 and signal.Signals(-returncode) in _CRASHES:
+        return "crash"
+    if returncode == -signal.SIGKILL or "Cannot allocate memory" in errors or "MemoryError" in errors:
+        return "oom"
+    return "error"
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def run(
+    arguments: Sequence[str], *, limits: Limits, pass_fds: Sequence[int] = (), environment: dict[str, str] | None = None
+) -> Finished:
+    """Run a program as a list of arguments, never through a shell; stdin and stdout are closed, data goes through `pass_fds`.
+
+    Args:
+        arguments: program and arguments.
+        limits: what it may use.
+        pass_fds: descriptors the child keeps, under the same numbers.
+        environment: variables beside PATH; nothing else is inherited.
+
+    Returns:
+        How it ended; never raises for what the child did.
+    """
+    with tempfile.TemporaryFile() as complaints:
+        child = subprocess.Popen(
+            list(arguments),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            pass_fds=tuple(pass_fds),
+            env={"PATH": os.environ.get("PATH", os.defpath), **(environment or {})},
+            preexec_fn=functools.partial(_confine, limits),  # noqa: PLW1509 - callers are single-threaded workers
+        )
+        is_late = False
+        try:
+            child.wait(timeout=limits.wall_seconds)
+        except subprocess.TimeoutExpired:
+            is_late = True
+        finally:
+            _kill_group(child.pid)
+            child.wait()
+        size = complaints.seek(0, os.SEEK_END)
+        complaints.seek(max(0, size - 8192))
+        errors = complaints.read().decode(errors="replace")
+    return Finished(_classify(child.returncode, is_late=is_late, errors=errors), child.returncode, errors)
+
+
+def call(function: Callable[..., Any], *arguments: Any, limits: Limits) -> Finished:
+    """Run `function(*arguments)` in a forked, confined child and bring back its JSON-able result.
+
+    An exception of the child arrives as kind `error` with `errors` = "TypeName: text". The child must not start threads.
+    """
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        os.close(reading)
+        _child(function, arguments, writing, limits)
+    os.close(writing)
+    is_late, data = _read_until(reading, time.monotonic() + limits.wall_seconds)
+    if is_late:
+        _kill_group(pid)
+    returncode = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    text = data.decode(errors="replace")
+    kind = _classify(returncode, is_late=is_late, errors=text)
+    if kind == "ok":
+        return Finished(kind, returncode, "", json.loads(text))
+    return Finished(kind, returncode, text)
+
+
+def _child(function: Callable[..., Any], arguments: tuple[Any, ...], writing: int, limits: Limits) -> NoReturn:
+    code = 0
+    try:
+        _confine(limits, _mapped_bytes())
+        text = json.dumps(function(*arguments), allow_nan=False)
+    except BaseException as error:  # everything a child can raise is told to the parent, nothing is swallowed
+        text, code = f"{type(error).__name__}: {error}", 3
+    try:
+        with os.fdopen(writing, "wb") as stream:
+            stream.write(text.encode())
+    except BaseException:  # the parent is gone or the pipe broke: only the exit code can tell
+        code = 4
+    os._exit(code)
+
+
+def _read_until(descriptor: int, deadline: float) -> tuple[bool, bytes]:
+    pieces: list[bytes] = []
+    with os.fdopen(descriptor, "rb", buffering=0) as stream:
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return True, b"".join(pieces)
+            if select.select([stream], [], [], left)[0]:
+                piece = stream.read(1 << 16)
+                if not piece:
+                    return False, b"".join(pieces)
+                pieces.append(piece)
