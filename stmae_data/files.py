@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from stmae_data.errors import Busy, SetError, StorageError
+from stmae_data.records import SCHEMA_VERSION
 
 __all__ = [
     "TEMP_PREFIX",
@@ -33,6 +34,7 @@ __all__ = [
     "lock",
     "read_json",
     "read_table",
+    "read_table_metadata",
     "remove_file",
     "sha256_file",
     "storage_errors",
@@ -173,8 +175,9 @@ def commit_table(
     *,
     point: str,
     order_by: str | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write rows as zstd Parquet, whole or not at all; absent keys are NULL, a `schema_version` stands in the metadata."""
+    """Write rows as zstd Parquet, whole or not at all; absent keys are NULL, `schema_version` and `metadata` stand in the footer."""
     connection = connect()
     try:
         fields = ", ".join(f'"{name}" {kind}' for name, kind in columns.items())
@@ -187,20 +190,24 @@ def commit_table(
             connection.execute(
                 "INSERT INTO book SELECT unnest(from_json(?::JSON, ?), max_depth := 2)", [text, structure]
             )
-        copy_table(connection, f"SELECT * FROM book{f' ORDER BY {order_by}' if order_by else ''}", path, point=point)
+        query = f"SELECT * FROM book{f' ORDER BY {order_by}' if order_by else ''}"
+        copy_table(connection, query, path, point=point, metadata=metadata)
     finally:
         connection.close()
 
 
-def copy_table(connection: Any, query: str, path: Path, *, point: str) -> None:
+def copy_table(
+    connection: Any, query: str, path: Path, *, point: str, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write the result of a trusted query as Parquet through the committing writer."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-duckdb-{path.name}")
     try:
         with storage_errors(path):
-            quoted = str(beside).replace("'", "''")
+            footer = {"schema_version": str(SCHEMA_VERSION), **(metadata or {})}
+            keys = ", ".join(f"{name}: {_quote(value)}" for name, value in footer.items())
             connection.execute(
-                f"COPY ({query}) TO '{quoted}' (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{schema_version: '1'}})"
+                f"COPY ({query}) TO {_quote(str(beside))} (FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{keys}}})"
             )
             data = beside.read_bytes()
         commit_bytes(path, data, point=point)
@@ -235,6 +242,26 @@ def read_table(
         ) from error
     finally:
         connection.close()
+
+
+def read_table_metadata(path: Path) -> dict[str, str]:
+    """What the footer of a Parquet table says: `schema_version` and whatever its writer added.
+
+    Raises:
+        SetError: the table is missing or damaged.
+    """
+    import duckdb
+
+    connection = connect()
+    try:
+        found = connection.execute("SELECT key, value FROM parquet_kv_metadata(?)", [str(path)]).fetchall()
+    except duckdb.Error as error:
+        raise SetError(
+            f"{path} cannot be read as a table ({str(error).splitlines()[0]}); rebuild what it belongs to."
+        ) from error
+    finally:
+        connection.close()
+    return {key.decode(): value.decode() for key, value in found}
 
 
 def _quote(text: str) -> str:

@@ -42,6 +42,7 @@ __all__ = [
     "sample_json",
     "seal_set",
     "set_digest",
+    "shard_info",
     "shard_name",
 ]
 
@@ -233,11 +234,37 @@ def read_range(descriptor: int, offset: int, size: int, *, name: str) -> bytes:
     return data
 
 
-def commit_ledger(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Write the ledger of shard `name` in plan order; this rename is the shard's commit. Returns the file's sha256."""
-    path = ledger_path(folder, name)
-    files.commit_table(path, rows, LEDGER_COLUMNS, point="ledger", order_by="plan_order, row_id")
+def commit_ledger(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], *, tar_sha256: str | None = None) -> str:
+    """Write the ledger of shard `name` in plan order; this rename is the shard's commit. Returns the ledger's sha256.
+
+    The footer keeps the tar's sha256 (taken from the file where it is not given), so that sealing never reads a tar again.
+    """
+    path, tar = ledger_path(folder, name), folder / f"{name}.tar"
+    metadata = {"tar_sha256": tar_sha256 or files.sha256_file(tar), "tar_bytes": str(tar.stat().st_size)}
+    files.commit_table(path, rows, LEDGER_COLUMNS, point="ledger", order_by="plan_order, row_id", metadata=metadata)
     return files.sha256_file(path)
+
+
+def shard_info(folder: Path, name: str) -> ShardInfo:
+    """The `set.json` line of a committed shard, from its ledger alone.
+
+    Raises:
+        SetError: the ledger is missing or damaged.
+    """
+    path = ledger_path(folder, name)
+    footer = files.read_table_metadata(path)
+    query = """SELECT count(*) FILTER (outcome = 'written') AS samples,
+               coalesce(sum(stored_seconds) FILTER (outcome = 'written'), 0) AS seconds FROM book"""
+    totals = files.read_table(path, query)[0]
+    return ShardInfo(
+        name,
+        name.rpartition("-")[0],
+        footer["tar_sha256"],
+        int(footer["tar_bytes"]),
+        int(totals["samples"]),
+        float(totals["seconds"]),
+        files.sha256_file(path),
+    )
 
 
 def set_digest(shards: Iterable[ShardInfo]) -> str:
