@@ -37,6 +37,7 @@ __all__ = [
     "read_table_metadata",
     "remove_file",
     "sha256_file",
+    "sha256_text",
     "storage_errors",
     "sweep_temp",
 ]
@@ -337,6 +338,11 @@ def link_or_copy(source: Path, target: Path, *, point: str) -> None:
         beside.replace(target)
         _sync_folder(target.parent)
         fault_point(f"{point}.done")
+
+
+def sha256_text(text: str) -> str:
+    """sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
