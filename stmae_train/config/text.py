@@ -112,7 +112,7 @@ def override_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
 def _locate(key: str) -> tuple[str, str]:
     """Section and field name of a dotted or short key; the section of a top-level key is empty."""
     kinds = field_types(Recipe)
-    sections = {name: field_types(kind) for name, kind in kinds.items() if is_dataclass(kind)}
+    sections = {name: field_types(kinds[name]) for name in kinds if is_dataclass(kinds[name])}
     every = {f"{section}.{name}": kind for section, names in sections.items() for name, kind in names.items()}
     if key in every:
         section, _, name = key.partition(".")

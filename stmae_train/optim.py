@@ -1,0 +1,134 @@
+"""Optimizers: AdamW's parameter groups with weight-decay rules and layer decay, and LARS for the linear probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Lars", "adamw", "decays", "layer_number", "parameter_groups", "set_learning_rate"]
+
+
+def decays(name: str, parameter: Tensor, *, rule: str = "not-1d") -> bool:
+    """Whether weight decay applies to a parameter.
+
+    Args:
+        name: our name of the parameter.
+        parameter: the tensor; 1-D tensors and biases never decay.
+        rule: "not-1d" decays everything else, mask and class tokens and positions included (MAE-ST and image MAE
+            pre-training); "not-1d-nor-tokens" spares those too (VideoMAE, and fine-tuning everywhere).
+    """
+    if parameter.ndim <= 1 or name.endswith(".bias"):
+        return False
+    return rule == "not-1d" or not (name.endswith(("class_token", "mask_token")) or ".positions." in name)
+
+
+def layer_number(name: str, *, depth: int) -> int:
+    """The layer a parameter counts to in layer decay: 0 embeddings and tokens, i + 1 block i, depth + 1 the rest."""
+    if name.startswith(("encoder.embed.", "encoder.positions.", "encoder.class_token")):
+        return 0
+    if name.startswith("encoder.blocks."):
+        return int(name.split(".")[2]) + 1
+    return depth + 1
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    decay_rule: str = "not-1d",
+    layer_decay: float = 1.0,
+    depth: int = 0,
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer, in the order of the model's parameters.
+
+    Args:
+        model: a masked autoencoder, classifier or probe.
+        weight_decay: of the parameters that decay; the others get 0.
+        decay_rule: see `decays`.
+        layer_decay: layer i of an encoder of `depth` blocks learns at layer_decay ** (depth + 1 - i).
+        depth: blocks of the encoder; needed with layer decay.
+
+    Returns:
+        Dicts with params, weight_decay, lr_scale and names; every trainable parameter is in exactly one.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = weight_decay if decays(name, parameter, rule=decay_rule) else 0.0
+        scale = 1.0 if layer_decay == 1.0 else layer_decay ** (depth + 1 - layer_number(name, depth=depth))
+        group = groups.setdefault((decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale, "names": []})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def adamw(
+    groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8
+) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`; its rates are 0 until `set_learning_rate` sets them."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group the rate times its own lr_scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+class Lars(torch.optim.Optimizer):
+    """Layer-wise adaptive SGD as image MAE's linear probe uses it (util/lars.py; SPEC-models B3).
+
+    Matrices take a step of trust * |weight| / |gradient| times the rate; 1-D parameters take plain momentum steps
+    without decay.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        lr: float = 0.0,
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trust: float = 0.001,
+    ) -> None:
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "trust": trust}
+        super().__init__(params, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One update."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, group)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        direction = parameter.grad
+        assert direction is not None
+        if parameter.ndim > 1:
+            direction = direction + group["weight_decay"] * parameter
+            size, length = parameter.norm(), direction.norm()
+            # A zero weight or gradient has no ratio; it takes the plain step.
+            is_sized = (size > 0) & (length > 0)
+            ratio = torch.where(is_sized, group["trust"] * size / length, torch.ones_like(size))
+            direction = direction * ratio
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        state["momentum"].mul_(group["momentum"]).add_(direction)
+        parameter.add_(state["momentum"], alpha=-group["lr"])

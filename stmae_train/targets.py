@@ -1,0 +1,152 @@
+"""Targets: what a hidden token should become, and how far a prediction is from it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stmae_train.config import ModelConfig
+from stmae_train.errors import ModelError
+from stmae_train.tokens import Grid, patchify
+
+__all__ = [
+    "HOG_BINS",
+    "HOG_CELL_PX",
+    "hog",
+    "normalise_all_colours",
+    "normalise_per_colour",
+    "reconstruction_loss",
+    "target_frame_index",
+    "target_size",
+    "target_vectors",
+]
+
+# MaskFeat's operator (SPEC-models A1.11).
+HOG_BINS, HOG_CELL_PX = 9, 8
+COLOURS = 3
+
+
+def target_frame_index(config: ModelConfig, *, num_frames: int | None = None) -> list[int]:
+    """Which frames of a clip form the target.
+
+    "linspace" truncates evenly spaced positions, first and last included, as mae_st does: 8 of 16 frames are
+    0, 2, 4, 6, 8, 10, 12, 15. "first" is the first frame of each tubelet (PySlowFast), "all" is every frame.
+    """
+    frames = num_frames or config.num_frames
+    if config.target_frames == "all" and config.target != "hog":
+        return list(range(frames))
+    if config.target_frames == "linspace" and config.target != "hog":
+        # torch.linspace in float32, because the published code truncates exactly these values.
+        return [int(each) for each in torch.linspace(0, frames - 1, config.num_target_frames).long()]
+    return list(range(0, frames, config.tubelet_frames))
+
+
+def frames_per_token(config: ModelConfig) -> int:
+    """Target frames behind one token."""
+    return len(target_frame_index(config)) * config.tubelet_frames // config.num_frames
+
+
+def target_size(config: ModelConfig) -> int:
+    """U: values per target vector.
+
+    Raises:
+        ModelError: a HOG target on patches that hold no whole number of cells.
+    """
+    if config.target == "hog":
+        cells, rest = divmod(config.patch_px, HOG_CELL_PX)
+        if rest:
+            raise ModelError(
+                f"HOG cells of {HOG_CELL_PX} px do not fill patches of {config.patch_px} px; use 8, 16, 24."
+            )
+        return COLOURS * HOG_BINS * cells * cells
+    return frames_per_token(config) * config.patch_px**2 * COLOURS
+
+
+@torch.no_grad()
+def target_vectors(clips: Tensor, config: ModelConfig, *, ids: Tensor | None = None) -> Tensor:
+    """Target vectors of tokens.
+
+    Args:
+        clips: normalised pixels [B, C, T, H, W].
+        config: which target.
+        ids: token numbers [B, M]; None means all, in token order.
+
+    Returns:
+        float32 [B, M, U]. Pixel vectors run (frame in tubelet, row, column, colour), HOG vectors (colour, bin, cell
+        row, cell column).
+    """
+    grid = Grid.of(clips, tubelet_frames=config.tubelet_frames, patch_px=config.patch_px)
+    frames = target_frame_index(config, num_frames=clips.shape[2])
+    if config.target == "hog":
+        return _hog_vectors(clips[:, :, :: config.tubelet_frames].float(), grid, ids=ids)
+    if config.target_frames == "first":
+        clips = clips[:, :, :: config.tubelet_frames]  # a view, not a copy
+    elif config.target_frames == "linspace" and len(frames) < clips.shape[2]:
+        clips = clips[:, :, frames]
+    chosen = Grid(grid.t, grid.h, grid.w, len(frames) // grid.t, grid.patch_px)
+    vectors = patchify(clips, chosen, ids=ids).float()  # [B, M, u * p * p * C]
+    if config.target_range == "unit":
+        vectors = _colours(vectors) * vectors.new_tensor(config.std) + vectors.new_tensor(config.mean)
+        vectors = vectors.flatten(-2)
+    if config.target == "normalized-pixels":
+        return normalise_all_colours(vectors)
+    if config.target == "normalized-per-color":
+        return normalise_per_colour(vectors)
+    return vectors
+
+
+def normalise_all_colours(vectors: Tensor) -> Tensor:
+    """MAE's formula over a whole vector [..., U]: unbiased variance, 1e-6 inside the root."""
+    variance, mean = torch.var_mean(vectors, dim=-1, keepdim=True)
+    return (vectors - mean) / (variance + 1e-6).sqrt()
+
+
+def normalise_per_colour(vectors: Tensor) -> Tensor:
+    """VideoMAE's formula for every colour of [..., U] on its own: unbiased variance, 1e-6 outside the root."""
+    variance, mean = torch.var_mean(_colours(vectors), dim=-2, keepdim=True)
+    return ((_colours(vectors) - mean) / (variance.sqrt() + 1e-6)).flatten(-2)
+
+
+def _colours(vectors: Tensor) -> Tensor:
+    """[..., U] -> [..., U / 3, 3]."""
+    return vectors.reshape(*vectors.shape[:-1], -1, COLOURS)
+
+
+def hog(images: Tensor) -> Tensor:
+    """Histograms of oriented gradients [B, C, 9, H / 8, W / 8] of images [B, C, H, W].
+
+    Sobel gradients per colour over a reflected border; the angle counts modulo pi in 9 hard bins; magnitudes are
+    summed in cells of 8 px and every cell's 9 bins are scaled to length 1.
+    """
+    batch, colours, height, width = images.shape
+    sobel = images.new_tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect").reshape(-1, 1, height + 2, width + 2)
+    across = F.conv2d(padded, sobel[None, None])
+    down = F.conv2d(padded, sobel.T[None, None])
+    magnitude = torch.stack([across, down], dim=-1).norm(dim=-1)
+    # The published operator swaps the arguments; bins are counted from its angle.
+    angle = torch.atan2(across, down)
+    bins = (angle / torch.pi * HOG_BINS).floor().long() % HOG_BINS
+    votes = magnitude.new_zeros(len(padded), HOG_BINS, height, width).scatter_(1, bins, magnitude)
+    cells = F.avg_pool2d(votes, HOG_CELL_PX) * HOG_CELL_PX**2
+    return F.normalize(cells, dim=1, eps=1e-12).reshape(batch, colours, HOG_BINS, *cells.shape[2:])
+
+
+def _hog_vectors(frames: Tensor, grid: Grid, *, ids: Tensor | None) -> Tensor:
+    """HOG vectors [B, M, C * 9 * cells * cells] of frames [B, C, t, H, W], one frame per time step."""
+    batch = len(frames)
+    images = frames.transpose(1, 2).flatten(0, 1)  # [B * t, C, H, W]
+    cells = grid.patch_px // HOG_CELL_PX
+    histograms = hog(images).reshape(batch, grid.t, COLOURS * HOG_BINS, grid.h * cells, grid.w * cells)
+    volume = histograms.transpose(1, 2)  # [B, C * 9, t, H / 8, W / 8]
+    return patchify(volume, Grid(grid.t, grid.h, grid.w, 1, cells), ids=ids, order="colour-first")
+
+
+def reconstruction_loss(prediction: Tensor, target: Tensor, *, kind: str = "mse") -> Tensor:
+    """Mean over the values of hidden tokens [B, M, U] in float32: "mse", "l1" or "smooth-l1".
+
+    Every clip hides equally many tokens, so this is also the mean over the batch's hidden tokens.
+    """
+    losses = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth-l1": F.smooth_l1_loss}
+    return losses[kind](prediction.float(), target)
