@@ -1,0 +1,231 @@
+"""What both command lines share: errors to exit codes, progress on stderr, tables, `--json`, and the workspace's journal."""
+
+import contextlib
+import datetime
+import functools
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+__all__ = [
+    "JsonFlag",
+    "Progress",
+    "WorkspaceOption",
+    "command",
+    "done",
+    "expand_lists",
+    "journal",
+    "make_app",
+    "print_json",
+    "say",
+    "table",
+]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+WorkspaceOption = Annotated[
+    Path,
+    typer.Option(
+        "--workspace", "-w", help="Folder that holds raw/, sets/, selections/ and runs/.", envvar="STMAE_WORKSPACE"
+    ),
+]
+JsonFlag = Annotated[bool, typer.Option("--json", help="The same facts as JSON on stdout.")]
+
+
+def make_app(text: str) -> typer.Typer:
+    """A Typer app without what makes `--help` slow."""
+    return typer.Typer(
+        help=text,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
+    """Register a command whose errors end in one sentence on stderr and their exit code, never in a traceback."""
+
+    def register(function: Function) -> Function:
+        @functools.wraps(function)
+        def guarded(*arguments: Any, **options: Any) -> Any:
+            signal.signal(signal.SIGTERM, _terminate)
+            try:
+                return function(*arguments, **options)
+            except KeyboardInterrupt:
+                _fail("Interrupted; everything committed stays, run the same command again to go on.", 130)
+            except BrokenPipeError:
+                sys.stderr.close()
+                raise typer.Exit(1) from None
+            except Exception as error:
+                code = getattr(error, "exit_code", None)
+                if not isinstance(code, int) or not type(error).__module__.startswith("stmae_"):
+                    raise
+                _fail(str(error), code)
+
+        app.command(name)(guarded)
+        return function
+
+    return register
+
+
+def expand_lists(arguments: Sequence[str], *, options: Sequence[str], needs_position: Sequence[str]) -> list[str]:
+    """Let list options take several values at once: `--from A B` becomes `--from A --from B`.
+
+    Args:
+        arguments: what follows the program's name.
+        options: names of list options.
+        needs_position: commands with a required argument; before it is met, a list option takes one value, so that
+            `build --from A k400` still reads k400 as the manifest.
+    """
+    expanded: list[str] = []
+    current: str | None = None
+    num_values = num_positions = 0
+    for number, argument in enumerate(arguments):
+        if argument == "--":
+            return [*expanded, *arguments[number:]]
+        if argument.startswith("-"):
+            current, num_values = (argument if argument in options else None), 0
+        elif current is None:
+            num_positions += 1  # the command's name is the first; another option's value counts too, which does no harm
+        elif num_values == 0:
+            num_values = 1
+        elif num_positions > 1 or arguments[0] not in needs_position:
+            expanded.append(current)
+        else:
+            current, num_positions = None, num_positions + 1
+        expanded.append(argument)
+    return expanded
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: unwinds like Ctrl-C, ends with 143."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal ends at once
+    raise _Terminated
+
+
+def _fail(text: str, code: int) -> None:
+    if isinstance(sys.exc_info()[1], _Terminated):
+        code = 143
+    print(_clean(text), file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def _clean(text: str) -> str:
+    """Control characters and bidi overrides shown as escapes; names of files may hold anything."""
+    return "".join(
+        each
+        if each.isprintable() or each in "\n\t"
+        else each.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for each in text
+    )
+
+
+def say(text: str) -> None:
+    """A line for a person, on stderr."""
+    print(_clean(text), file=sys.stderr, flush=True)
+
+
+def done(text: str, path: Path | None, *, is_json: bool) -> None:
+    """The closing line: what was made and where; on stdout unless that belongs to JSON."""
+    line = f"{text} {path}" if path is not None else text
+    print(_clean(line), file=sys.stderr if is_json else sys.stdout, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, is_json: bool = False) -> None:
+    """A table on stdout (stderr beside JSON); cells are data, never markup."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        shown.add_column(column)
+    for row in rows:
+        shown.add_row(*(Text(_clean("" if cell is None else str(cell))[:200]) for cell in row))
+    target = sys.stderr if is_json else sys.stdout
+    width = None if target.isatty() else 160
+    Console(file=target, width=width, highlight=False).print(shown)
+
+
+class Progress:
+    """Told (stage, done, total); a bar on a terminal, a plain line at every tenth elsewhere, always on stderr."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._stage = ""
+        self._tenth = -1
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        if stage != self._stage:
+            self.close()
+            self._stage, self._tenth = stage, -1
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            if self._bar is None:
+                self._bar = tqdm(total=total, initial=0, desc=stage, unit="", leave=True, file=sys.stderr)
+            self._bar.total = total
+            self._bar.update(done - self._bar.n)
+        elif total and done * 10 // total > self._tenth:
+            self._tenth = done * 10 // total
+            say(f"{stage} {done}/{total}")
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A Progress that is closed at the end."""
+    shown = Progress()
+    try:
+        yield shown
+    finally:
+        shown.close()
+
+
+@contextlib.contextmanager
+def journal(workspace: Path, name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+    """Record a command that changes a workspace as one line of its `journal.jsonl`, whatever its end."""
+    from stmae_data import files
+
+    started, clock = datetime.datetime.now(datetime.UTC), time.monotonic()
+    code = 0
+    try:
+        yield
+    except BaseException as error:
+        code = int(getattr(error, "exit_code", 1))
+        raise
+    finally:
+        if workspace.is_dir():
+            files.append_line(
+                workspace / "journal.jsonl",
+                {
+                    "command": name,
+                    "arguments": {
+                        key: str(value) for key, value in arguments.items() if value not in (None, (), [], False)
+                    },
+                    "started": started.isoformat(timespec="seconds"),
+                    "seconds": round(time.monotonic() - clock, 3),
+                    "exit": code,
+                },
+            )

@@ -1,0 +1,355 @@
+"""`stmae-data`: from video files to verified shard sets. Each command parses, calls one function, prints."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stmae_cli import console
+from stmae_cli.console import JsonFlag, WorkspaceOption
+
+__all__ = ["app", "main"]
+
+app = console.make_app(
+    "Turn video into verified WebDataset shard sets, prove that no training clip leaks into an evaluation set, and keep every clip's story."
+)
+catalog_app = console.make_app("The catalogue: a cache over all ledgers; deleting it loses nothing.")
+app.add_typer(catalog_app, name="catalog")
+
+HERE = Path()
+
+
+@console.command(app, "demo")
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Where the small world is written.")],
+    seed: Annotated[int, typer.Option(help="Everything drawn comes from this seed.")] = 0,
+    scale: Annotated[float, typer.Option(help="Share of the full small world, in (0, 1].")] = 1.0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    is_json: JsonFlag = False,
+) -> None:
+    """Render the small world: real encoded videos in official layouts, with planted leaks, duplicates and broken files.
+
+    Example: stmae-data demo world --scale 0.1
+    """
+    from stmae_data.demo import render_world
+
+    with console.journal(directory, "stmae-data demo", {"seed": seed, "scale": scale}), console.progress() as progress:
+        summary = render_world(directory, seed=seed, scale=scale, workers=workers, progress=progress)
+    if is_json:
+        console.print_json(summary.as_json())
+    console.done("The small world stands in", directory, is_json=is_json)
+
+
+@console.command(app, "build")
+def build(
+    manifest: Annotated[
+        str, typer.Argument(help="A shipped manifest (k400, k600, k700, k700-2020, web) or a TOML file.")
+    ],
+    source: Annotated[list[Path] | None, typer.Option("--from", help="Folders to read; several may be given.")] = None,
+    annotations: Annotated[
+        list[Path] | None, typer.Option(help="Annotation tables: csv, json, txt or parquet.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the set; the manifest's unless given.")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
+    encode: Annotated[str | None, typer.Option(help="layered, lean, fast, copy or remux.")] = None,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
+    limit: Annotated[int | None, typer.Option(help="At most this many rows of each split.")] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="Only these classes.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the nested order; the manifest's unless given.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 when any clip was rejected.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be planned; write nothing.")] = False,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Build a verified shard set, or go on with one that was interrupted.
+
+    Example: stmae-data build k400 --from /data/kinetics400 --workers 16
+    """
+    from stmae_data.build import BuildRequest
+    from stmae_data.build import build as run
+    from stmae_data.encode import Encoding
+    from stmae_data.manifest import load_manifest
+
+    found = load_manifest(manifest)
+    request = BuildRequest(
+        workspace=workspace,
+        manifest=found,
+        roots=tuple(source or ()),
+        annotations=tuple(annotations or ()),
+        name=name,
+        splits=tuple(split or ()),
+        classes=tuple(classes or ()),
+        limit=limit,
+        encoding=Encoding(mode=encode, short_side_px=found.short_side_px) if encode else None,
+        seed=seed,
+        workers=workers,
+        is_dry_run=dry_run,
+    )
+    with console.journal(workspace, "stmae-data build", {"set": request.set_name}), console.progress() as progress:
+        report = run(request, progress=progress)
+    if is_json:
+        console.print_json(report.as_json())
+    reasons = [[f"  {code}", count] for code, count in sorted(report.counts["reasons"].items())]
+    rows = [[kind, report.counts[kind]] for kind in ("planned", "written", "dropped", "failed")]
+    console.table(
+        f"{report.set_name} version {report.version}", ["clips", "number"], [*rows, *reasons], is_json=is_json
+    )
+    if dry_run:
+        console.done("Nothing was written; the set would stand in", report.folder, is_json=is_json)
+        return
+    console.done(f"Set {report.set_name} is sealed, digest {report.digest[:12]}, in", report.folder, is_json=is_json)
+    raise typer.Exit(report.exit_code(is_strict=strict))
+
+
+@console.command(app, "dedup")
+def dedup(
+    sets: Annotated[list[str] | None, typer.Argument(help="Sets; every set of the workspace unless given.")] = None,
+    against: Annotated[list[str] | None, typer.Option(help="Evaluation sets (SET:SPLIT) to keep clean.")] = None,
+    level: Annotated[list[str] | None, typer.Option(help="bytes, stream, id, video, overlap, content.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="TOML file with thresholds and the keep rule.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Write the cleaned set under this name; the old one stays as it is.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would go; write nothing; exit 3 if anything would.")
+    ] = False,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Find duplicates and leaks, write decisions with evidence, then apply them.
+
+    Example: stmae-data dedup k700 --against k400:val --to k700-clean
+    """
+    from stmae_data.dedup import dedup as run
+
+    with (
+        console.journal(workspace, "stmae-data dedup", {"sets": sets, "to": to, "dry_run": dry_run}),
+        console.progress() as progress,
+    ):
+        report = run(
+            workspace,
+            tuple(sets or ()),
+            against=tuple(against or ()),
+            levels=tuple(level) if level else None,
+            policy=policy,
+            to=to,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if is_json:
+        console.print_json(report.as_json())
+    console.table("Duplicates and leaks", *report.as_table(), is_json=is_json)
+    console.done(report.closing_line(), None, is_json=is_json)
+    raise typer.Exit(3 if dry_run and report.would_act else 0)
+
+
+@console.command(app, "leaks")
+def leaks(
+    train: Annotated[list[str], typer.Argument(help="Training sets, selections or bare annotation tables.")],
+    against: Annotated[list[str], typer.Option(help="Evaluation sets (SET:SPLIT) or bare annotation tables.")],
+    level: Annotated[list[str] | None, typer.Option(help="bytes, stream, id, video, overlap, content.")] = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Count what training data shares with evaluation data, at every level; exit 3 when anything is shared.
+
+    Example: stmae-data leaks k700 --against k400:val
+    """
+    from stmae_data.dedup import leaks as run
+
+    report = run(workspace, tuple(train), tuple(against), levels=tuple(level) if level else None)
+    if is_json:
+        console.print_json(report.as_json())
+    console.table("Leaks: distinct training clips / distinct evaluation clips", *report.as_table(), is_json=is_json)
+    console.done(report.closing_line(), None, is_json=is_json)
+    raise typer.Exit(3 if report.has_findings else 0)
+
+
+@console.command(app, "select")
+def select(
+    selection: Annotated[str, typer.Argument(help="Name of the selection.")],
+    source: Annotated[str, typer.Option("--from", help="SET[:SPLIT][/SELECTION] to choose from.")],
+    where: Annotated[
+        str | None, typer.Option(help="SQL condition over the ledger, as in signals['motion'] > 0.02")
+    ] = None,
+    hashtags_of: Annotated[
+        str | None, typer.Option(help="Keep clips whose hashtags or titles name a class of this set.")
+    ] = None,
+    per_class: Annotated[int | None, typer.Option(help="At most this many of each class.")] = None,
+    samples: Annotated[int | None, typer.Option(help="This many clips.")] = None,
+    share: Annotated[float | None, typer.Option(help="This share, in (0, 1].")] = None,
+    hours: Annotated[float | None, typer.Option(help="This many hours of video.")] = None,
+    minus: Annotated[str | None, typer.Option(help="Leave out the clips of this reference.")] = None,
+    seed: Annotated[int, typer.Option(help="Smaller selections of one seed are inside larger ones.")] = 0,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Name a part of a set: immutable, digested, nested by seed; nothing is copied.
+
+    Example: stmae-data select clean --from web --where "signals['motion'] > 0.02" --samples 240000
+    """
+    from stmae_data.records import SetRef
+    from stmae_data.select import make_selection
+
+    with console.journal(workspace, "stmae-data select", {"selection": selection, "from": source}):
+        made = make_selection(
+            workspace,
+            selection,
+            source=SetRef.parse(source),
+            where=where,
+            hashtags_of=hashtags_of,
+            per_class=per_class,
+            samples=samples,
+            share=share,
+            hours=hours,
+            minus=SetRef.parse(minus) if minus else None,
+            seed=seed,
+        )
+    if is_json:
+        console.print_json(
+            {"name": made.name, "digest": made.digest, "num_clips": made.num_clips, "seconds": made.seconds}
+        )
+    console.done(
+        f"Selection {made.name}: {made.num_clips} clips, digest {made.digest[:12]}, in", made.path, is_json=is_json
+    )
+
+
+@console.command(app, "verify")
+def verify(
+    name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Sizes and presence only.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also compare the fast reader with a full decode on a sample.")
+    ] = False,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Check every invariant of a set; exit 4 with a code for each damage.
+
+    Example: stmae-data verify k400
+    """
+    from stmae_data.verify import verify as run
+
+    report = run(workspace, name, quick=quick, deep=deep)
+    if is_json:
+        console.print_json(report.as_json())
+    if report.damages:
+        rows = [[damage.code, damage.file, damage.detail] for damage in report.damages]
+        console.table(f"Damage in {name}", ["code", "file", "detail"], rows, is_json=is_json)
+    word = "is whole" if report.ok else f"has {len(report.damages)} damages"
+    console.done(f"Set {name} {word}: {report.bytes:,} bytes read in {report.seconds:.2f} s", None, is_json=is_json)
+    raise typer.Exit(0 if report.ok else 4)
+
+
+@console.command(app, "stats")
+def stats(
+    name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Count what a set holds and what was rejected, by reason.
+
+    Example: stmae-data stats k400
+    """
+    from stmae_data.catalog import stats as run
+
+    found = run(workspace, name)
+    if is_json:
+        console.print_json(found.as_json())
+    console.table(f"Set {name}", *found.as_table(), is_json=is_json)
+
+
+@console.command(app, "show")
+def show(
+    clip: Annotated[str, typer.Argument(help="A clip id.")],
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Tell a clip's story: source, bytes, outcome, decisions, shard and offset, runs that read it. Put -- before an id that begins with -.
+
+    Example: stmae-data show -- -3B32lodo2M_000059_000069
+    """
+    from stmae_data.catalog import show_clip
+
+    story = show_clip(workspace, clip)
+    if is_json:
+        console.print_json(story.as_json())
+    console.table(f"Clip {clip}", *story.as_table(), is_json=is_json)
+
+
+@console.command(app, "diff")
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A set.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another set.")],
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Say what differs between two sets: clips, classes, hours.
+
+    Example: stmae-data diff k700 k700-clean
+    """
+    from stmae_data.catalog import diff as run
+
+    found = run(workspace, first, second)
+    if is_json:
+        console.print_json(found.as_json())
+    console.table(f"{first} and {second}", *found.as_table(), is_json=is_json)
+
+
+@console.command(app, "sql")
+def sql(
+    query: Annotated[str, typer.Argument(help="One SELECT over the tables clip, written, annotation, tag, …")],
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Ask the ledgers in SQL; the connection can read nothing else and write nothing.
+
+    Example: stmae-data sql "SELECT set_name, outcome, count(*) FROM clip GROUP BY ALL"
+    """
+    from stmae_data.catalog import locked_select
+
+    answer = locked_select(workspace, query)
+    if is_json:
+        console.print_json([dict(zip(answer.columns, row, strict=True)) for row in answer.rows])
+        return
+    console.table(f"{len(answer.rows)} rows", answer.columns, answer.rows)
+
+
+@console.command(app, "report")
+def report(
+    name: Annotated[str, typer.Argument(metavar="SET", help="The set.")],
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Write one self-contained HTML page about a set: thumbnails, classes, durations, outcomes, leaks.
+
+    Example: stmae-data report k400
+    """
+    from stmae_data.report import render_report
+
+    with console.journal(workspace, "stmae-data report", {"set": name}):
+        path = render_report(workspace, name)
+    if is_json:
+        console.print_json({"set": name, "report": str(path)})
+    console.done("Report:", path, is_json=is_json)
+
+
+@console.command(catalog_app, "rebuild")
+def catalog_rebuild(workspace: WorkspaceOption = HERE, is_json: JsonFlag = False) -> None:
+    """Rebuild catalog.duckdb from all ledgers.
+
+    Example: stmae-data catalog rebuild
+    """
+    from stmae_data.catalog import rebuild_catalog
+
+    summary: Any = rebuild_catalog(workspace)
+    if is_json:
+        console.print_json(summary.as_json())
+    console.done("Catalogue:", summary.path, is_json=is_json)
+
+
+def main() -> None:
+    """Entry point of `stmae-data`."""
+    lists = ("--from", "--annotations", "--split", "--classes", "--against", "--level")
+    app(console.expand_lists(sys.argv[1:], options=lists, needs_position=("build", "leaks", "select")))
