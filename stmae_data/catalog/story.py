@@ -1,0 +1,266 @@
+"""The story of one clip across all sets and runs, and what differs between two sets."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from stmae_data import files
+from stmae_data.catalog.books import find_books
+from stmae_data.catalog.summary import opened
+from stmae_data.errors import SelectionError, SetError
+
+__all__ = ["ClipStory", "SetDiff", "diff", "show_clip"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClipStory:
+    """Everything the workspace remembers about one clip.
+
+    `rows`: its ledger rows in every set (source, bytes, outcome, place), nulls left out. `decisions` and `removals`: what was decided about
+    it, and about others because of it. `groups`: near-duplicate groups it is in. `selections`: names of those that hold it. `runs`:
+    training runs that read it; `is_same_data` is False where the set has changed since, so that the run may have read it or not.
+    """
+
+    clip_id: str
+    rows: tuple[dict[str, Any], ...]
+    decisions: tuple[dict[str, Any], ...]
+    removals: tuple[dict[str, Any], ...]
+    groups: tuple[dict[str, Any], ...]
+    selections: tuple[str, ...]
+    runs: tuple[dict[str, Any], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The story as JSON values."""
+        return dict(json.loads(json.dumps(asdict(self), default=str)))
+
+
+def show_clip(workspace: Path, clip_id: str) -> ClipStory:
+    """Tell the story of one clip: source → bytes → outcomes → decisions → place in a shard → runs that read it.
+
+    Raises:
+        SelectionError: no set of the workspace knows the clip.
+        SetError: the books of a set are damaged.
+    """
+    books = find_books(workspace)
+    with opened(books) as connection:
+        rows = _records(
+            connection,
+            "SELECT * FROM clip WHERE clip_id = ? OR duplicate_of = ? OR parent_clip_id = ? ORDER BY set_name, outcome = 'written' DESC, row_id",
+            [clip_id] * 3,
+        )
+        decisions = _records(
+            connection, "SELECT * FROM decision WHERE clip_id = ? OR other_clip_id = ? ORDER BY ALL", [clip_id] * 2
+        )
+        removals = _records(connection, "SELECT * FROM removed WHERE clip_id = ? ORDER BY ALL", [clip_id])
+        groups = _records(
+            connection,
+            """SELECT * FROM group_member WHERE (set_name, group_id) IN
+               (SELECT (set_name, group_id) FROM group_member WHERE clip_id = ?) ORDER BY ALL""",
+            [clip_id],
+        )
+        near = []
+        if not rows:
+            near = connection.execute(
+                "SELECT clip_id FROM clip WHERE clip_id IS NOT NULL ORDER BY jaro_winkler_similarity(clip_id, ?) DESC, 1 LIMIT 1",
+                [clip_id],
+            ).fetchall()
+    if not rows and not decisions and not removals:
+        hint = f" Did you mean {near[0][0]}?" if near else ""
+        raise SelectionError(f"No set of {workspace} knows the clip {clip_id!r:.120}.{hint}")
+    seals = {book.name: book.seal or {} for book in books}
+    for row in rows:
+        if row["outcome"] == "written":
+            row["place"] = f"{row['shard']}.tar:{row.get('media_offset')}"
+        row["set_version"] = seals[row["set_name"]].get("version")
+    selections = _selections_with(workspace, clip_id)
+    written = {
+        (row["set_name"], row["split"]) for row in rows if row["outcome"] == "written" and row.get("clip_id") == clip_id
+    }
+    was_in = {row["set_name"] for row in [*rows, *removals]}
+    return ClipStory(
+        clip_id=clip_id,
+        rows=tuple(rows),
+        decisions=tuple(decisions),
+        removals=tuple(removals),
+        groups=tuple(groups),
+        selections=tuple(sorted(selections)),
+        runs=tuple(_runs_with(workspace, written, was_in, seals, set(selections.values()))),
+    )
+
+
+def _records(connection: Any, query: str, parameters: list[Any]) -> list[dict[str, Any]]:
+    cursor = connection.execute(query, parameters)
+    names = [column[0] for column in cursor.description]
+    return [
+        {name: value for name, value in zip(names, values, strict=True) if value is not None}
+        for values in cursor.fetchall()
+    ]
+
+
+def _selections_with(workspace: Path, clip_id: str) -> dict[str, str | None]:
+    """Selections that hold the clip: name -> digest."""
+    found: dict[str, str | None] = {}
+    folder = workspace / "selections"
+    for path in sorted(folder.glob("*.parquet")) if folder.is_dir() else []:
+        if path.name.startswith(files.TEMP_PREFIX):
+            continue
+        if files.read_table(path, "SELECT 1 FROM book WHERE clip_id = ? LIMIT 1", [clip_id]):
+            described = path.with_suffix(".json")
+            found[path.stem] = files.read_json(described).get("digest") if described.is_file() else None
+    return found
+
+
+def _runs_with(
+    workspace: Path,
+    written: set[tuple[str, str]],
+    was_in: set[str],
+    seals: dict[str, Any],
+    selection_digests: set[str | None],
+) -> list[dict[str, Any]]:
+    """Runs whose data.json names a set and split that hold the clip, its selection included."""
+    found = []
+    runs = workspace / "runs"
+    for path in sorted(runs.glob("*/data.json")) if runs.is_dir() else []:
+        for entry in _entries(files.read_json(path)):
+            name, split = entry.get("set") or entry.get("name") or entry.get("set_name"), entry.get("split")
+            is_same = entry.get("digest") == seals.get(str(name), {}).get("digest")
+            holds = (name, split) in written if split is not None else any(each == name for each, _ in written)
+            selected = entry.get("selection_digest")
+            if selected is not None and is_same:
+                holds = holds and selected in selection_digests
+            if (is_same and holds) or (not is_same and name in was_in):
+                found.append(
+                    {
+                        "run": path.parent.name,
+                        "set": name,
+                        "split": split,
+                        "digest": entry.get("digest"),
+                        "is_same_data": is_same,
+                    }
+                )
+    return found
+
+
+def _entries(document: Any) -> list[dict[str, Any]]:
+    """The per-set records of a data.json, wherever they stand: a list, a list under `sets` and the like, or a map by name."""
+    if isinstance(document, list):
+        return [entry for entry in document if isinstance(entry, dict)]
+    if not isinstance(document, dict):
+        return []
+    if "digest" in document:
+        return [document]
+    found = []
+    for key, value in document.items():
+        if isinstance(value, dict) and "digest" in value:
+            found.append({"set": key, **value})
+        elif isinstance(value, list | dict):
+            found.extend(_entries(value))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class SetDiff:
+    """What differs between two sets, by clip id over written samples.
+
+    `only_a` and `only_b` are counts with up to `limit` examples in `examples`; `changed` are clips in both whose stored bytes differ;
+    `left_because` counts why the clips only in `a` are not in `b` (`not planned` where `b` never heard of them).
+    """
+
+    a: str
+    b: str
+    only_a: int
+    only_b: int
+    both: int
+    changed: int
+    examples: dict[str, list[str]]
+    left_because: dict[str, int]
+    shards_shared: int
+    recipe: dict[str, tuple[Any, Any]]
+    versions: dict[str, tuple[Any, Any]]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether both hold the same clips with the same bytes."""
+        return not (self.only_a or self.only_b or self.changed)
+
+    def as_json(self) -> dict[str, Any]:
+        """The difference as JSON values."""
+        return {**dict(json.loads(json.dumps(asdict(self), default=str))), "is_same": self.is_same}
+
+
+def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
+    """Compare two sets, or two splits of sets (`k400:val`), clip by clip.
+
+    Raises:
+        SetError: a set or split is missing, or its books are damaged.
+    """
+    (name_a, split_a), (name_b, split_b) = _named(a), _named(b)
+    books = find_books(workspace, {name_a, name_b})
+    seals = {book.name: book.seal or {} for book in books}
+    with opened(books) as connection:
+        for side, name, split in (("a", name_a, split_a), ("b", name_b, split_b)):
+            connection.execute(
+                f"""CREATE TABLE side_{side} AS SELECT clip_id, outcome, reason, stored_sha256 FROM clip
+                    WHERE set_name = ? AND (? IS NULL OR split = ?) AND clip_id IS NOT NULL""",
+                [name, split, split],
+            )
+            if split and not connection.execute(f"SELECT count(*) FROM side_{side}").fetchone()[0]:
+                raise SetError(f"Set {name} has no split {split!r} with clips; see its splits: stmae-data stats {name}")
+        connection.execute(
+            """CREATE TABLE pair AS SELECT coalesce(l.clip_id, r.clip_id) AS clip_id, l.clip_id IS NOT NULL AS in_a,
+                      r.clip_id IS NOT NULL AS in_b, l.stored_sha256 IS DISTINCT FROM r.stored_sha256 AS differs
+               FROM (SELECT * FROM side_a WHERE outcome = 'written') l
+               FULL JOIN (SELECT * FROM side_b WHERE outcome = 'written') r USING (clip_id)"""
+        )
+        parts = {"only_a": "in_a AND NOT in_b", "only_b": "in_b AND NOT in_a", "both": "in_a AND in_b"}
+        parts["changed"] = "in_a AND in_b AND differs"
+        counts = {
+            part: connection.execute(f"SELECT count(*) FROM pair WHERE {where}").fetchone()[0]
+            for part, where in parts.items()
+        }
+        examples = {
+            part: [
+                row[0]
+                for row in connection.execute(
+                    f"SELECT clip_id FROM pair WHERE {where} ORDER BY 1 LIMIT ?", [limit]
+                ).fetchall()
+            ]
+            for part, where in parts.items()
+            if part != "both"
+        }
+        left = connection.execute(
+            """SELECT coalesce(why, 'not planned'), count(*) FROM
+                 (SELECT pair.clip_id, min(side_b.reason) AS why FROM pair LEFT JOIN side_b USING (clip_id)
+                  WHERE in_a AND NOT in_b GROUP BY ALL) GROUP BY ALL ORDER BY ALL"""
+        ).fetchall()
+        shared = connection.execute(
+            """SELECT count(*) FROM (SELECT DISTINCT sha256 FROM shard_file WHERE set_name = ? INTERSECT
+               SELECT DISTINCT sha256 FROM shard_file WHERE set_name = ?)""",
+            [name_a, name_b],
+        ).fetchone()[0]
+    return SetDiff(
+        a=a,
+        b=b,
+        only_a=counts["only_a"],
+        only_b=counts["only_b"],
+        both=counts["both"],
+        changed=counts["changed"],
+        examples=examples,
+        left_because=dict(left),
+        shards_shared=shared,
+        recipe=_differing(seals[name_a].get("recipe", {}), seals[name_b].get("recipe", {})),
+        versions=_differing(seals[name_a].get("versions", {}), seals[name_b].get("versions", {})),
+    )
+
+
+def _named(text: str) -> tuple[str, str | None]:
+    name, _, split = text.partition(":")
+    return name, split or None
+
+
+def _differing(a: Any, b: Any) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, with both values."""
+    return {key: (a.get(key), b.get(key)) for key in sorted({*a, *b}) if a.get(key) != b.get(key)}
