@@ -416,8 +416,8 @@ def sample_index(workspace: Path, reference: SetRef) -> SampleIndex:
         query = """
             SELECT clip_id, shard, media_offset, media_bytes, coalesce(stored_num_frames, 1) AS num_frames,
                    coalesce(stored_fps, 0) AS fps, stored_sha256, media_kind,
-                   coalesce(list_filter(list_transform(annotations, a -> a.label_index), x -> x IS NOT NULL)[1], -1) AS label_index,
-                   list_filter(list_transform(annotations, a -> a.label_raw), x -> x IS NOT NULL)[1] AS label
+                   coalesce([a.label_index FOR a IN annotations IF a.label_index IS NOT NULL][1], -1) AS label_index,
+                   [a.label_raw FOR a IN annotations IF a.label_raw IS NOT NULL][1] AS label
             FROM read_parquet(?) AS book WHERE outcome = 'written'"""
         digest, parameters = found.digest, [paths]
         if reference.selection is not None:

@@ -83,7 +83,13 @@ def test_the_data_side_never_imports_torch_or_training() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"torch", "torchvision", "timm", "stmae_train", "stmae_cli"}, path
+            assert not {name.split(".")[0] for name in names} & {
+                "torch",
+                "torchvision",
+                "timm",
+                "stmae_train",
+                "stmae_cli",
+            }, path
 
 
 def test_training_reaches_data_through_its_doors_only() -> None:
@@ -141,16 +147,26 @@ def test_every_module_names_what_is_public() -> None:
     for package in ("stmae_data", "stmae_train", "cli/stmae_cli"):
         for path in sorted((ROOT / package).rglob("*.py")):
             tree = ast.parse(path.read_text())
-            has_code = any(isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign) for node in tree.body)
-            listed = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+            has_code = any(
+                isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign) for node in tree.body
+            )
+            listed = [
+                node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            ]
             if not has_code:
                 continue
             assert listed, f"{path.relative_to(ROOT)} has no __all__"
             names = ast.literal_eval(listed[0].value)
-            defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)}
+            defined = {
+                node.name
+                for node in tree.body
+                if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
+            }
             for node in tree.body:
                 if isinstance(node, ast.Assign):
-                    defined |= {each.id for target in node.targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+                    defined |= {
+                        each.id for target in node.targets for each in ast.walk(target) if isinstance(each, ast.Name)
+                    }
                 elif isinstance(node, ast.AnnAssign):
                     defined.add(ast.unparse(node.target))
                 elif isinstance(node, ast.ImportFrom | ast.Import):

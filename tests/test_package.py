@@ -13,24 +13,33 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = {"stmae_data": "stmae_data", "stmae_train": "stmae_train", "cli/stmae_cli": "stmae_cli", "manifests": "stmae_manifests"}
+PACKAGES = {
+    "stmae_data": "stmae_data",
+    "stmae_train": "stmae_train",
+    "cli/stmae_cli": "stmae_cli",
+    "manifests": "stmae_manifests",
+}
 COMMANDS = {"stmae-data": "stmae_cli.data", "stmae-train": "stmae_cli.train"}
 
 
 def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
     copy = tmp_path / "tree"
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.splitlines()
     for name in listed:
         target = copy / name
         if (ROOT / name).is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    build = (
-        "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
+    build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", build, str(tmp_path)], cwd=copy, check=True, capture_output=True
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", build, str(tmp_path)], cwd=copy, check=True, capture_output=True)
     wheel = next(tmp_path.glob("*.whl"))
     shipped = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = set()
@@ -45,12 +54,18 @@ def test_the_wheel_holds_the_tree(tmp_path: Path) -> None:
 def test_help_takes_less_than_half_a_second_of_processor(program: str) -> None:
     code = f"from {COMMANDS[program]} import main; main()"
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"})
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert result.returncode == 0, result.stderr
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
     loaded = subprocess.run(
-        [sys.executable, "-c", f"import {COMMANDS[program]}, sys; print(sorted(set(sys.modules) & {{'torch', 'duckdb', 'numpy', 'av', 'rich'}}))"],
+        [
+            sys.executable,
+            "-c",
+            f"import {COMMANDS[program]}, sys; print(sorted(set(sys.modules) & {{'torch', 'duckdb', 'numpy', 'av', 'rich'}}))",
+        ],
         capture_output=True,
         text=True,
         check=True,

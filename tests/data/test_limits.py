@@ -1,0 +1,78 @@
+"""Children stay inside their limits and their end is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from stmae_data.limits import Limits, call, has_network_sandbox, run
+
+SMALL = Limits(cpu_seconds=1.0)
+
+
+def test_a_program_ends_ok_with_its_complaints_kept() -> None:
+    ended = run([sys.executable, "-c", "import sys; print('told', file=sys.stderr)"], limits=Limits())
+    assert (ended.kind, ended.returncode, ended.errors) == ("ok", 0, "told\n")
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "crash"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "oom"),
+        ("x = bytearray(3 << 30)", "oom"),
+        ("raise SystemExit(7)", "error"),
+        ("while True: pass", "timeout"),
+        ("import time; time.sleep(60)", "timeout"),
+    ],
+)
+def test_ends_are_classified(code: str, kind: str) -> None:
+    assert run([sys.executable, "-c", code], limits=SMALL).kind == kind
+
+
+def test_a_child_sees_no_environment_but_path_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "x")
+    ended = run(
+        [sys.executable, "-c", "import os, sys; sys.stderr.write(','.join(sorted(os.environ)))"], limits=Limits()
+    )
+    assert "SECRET_TOKEN" not in ended.errors
+    if not has_network_sandbox():
+        pytest.skip("this host does not allow network namespaces")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 2)"
+        assert run([sys.executable, "-c", code], limits=Limits()).kind == "error"
+        socket.create_connection(("127.0.0.1", port), 2).close()
+
+
+def test_grandchildren_die_with_their_group(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    code = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); open({str(marker)!r}, 'w').write(str(child.pid))\n"
+        "time.sleep(600)"
+    )
+    assert run([sys.executable, "-c", code], limits=SMALL).kind == "timeout"
+    pid = int(marker.read_text())
+    for _ in range(1000):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or state.read_text().split(") ")[1][0] in "ZX":
+            return
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    pytest.fail("the grandchild outlived its group")
+
+
+def test_a_called_function_gives_back_its_value_or_its_error() -> None:
+    assert call(lambda x: {"double": 2 * x}, 21, limits=Limits()).value == {"double": 42}
+    ended = call(lambda: 1 / 0, limits=Limits())
+    assert (ended.kind, ended.errors) == ("error", "ZeroDivisionError: division by zero")
+    assert call(lambda: os.kill(os.getpid(), signal.SIGSEGV), limits=Limits()).kind == "crash"
+    assert call(lambda: time.sleep(60), limits=SMALL).kind == "timeout"
+    assert call(lambda: len(bytearray(3 << 30)), limits=Limits()).kind == "oom"
