@@ -1,0 +1,69 @@
+"""What real inputs look like: one reader per kind of source, and one door to them all, `rows_for`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+from stmae_data.errors import SourceError
+from stmae_data.manifest import Manifest
+from stmae_data.records import SourceRow, plan_key
+from stmae_data.sources import kinetics, web
+from stmae_data.sources.listing import SourceListing, source_path, source_uri
+from stmae_data.sources.tables import TableClip, read_table_clips
+
+__all__ = ["SourceListing", "TableClip", "read_table_clips", "rows_for", "source_path", "source_uri"]
+
+
+def rows_for(
+    manifest: Manifest,
+    *,
+    roots: Sequence[Path] = (),
+    annotations: Sequence[Path] = (),
+    splits: Sequence[str] | None = None,
+    classes: Collection[str] | None = None,
+    limit: int | None = None,
+) -> SourceListing:
+    """Everything a source offers, sorted by where it lies.
+
+    Args:
+        manifest: what the release is.
+        roots: folders or files to read; the manifest's own when empty.
+        annotations: tables that replace those the manifest names.
+        splits: names of splits to list, all when None.
+        classes: labels to list, all when None.
+        limit: at most this many rows, a uniform draw by the manifest's seed; the same rows are in every larger draw.
+
+    Raises:
+        SourceError: a folder or table is missing or unreadable, or something asked for does not exist.
+        ManifestError: a split the release does not have.
+    """
+    places = [Path(each) for each in roots] or list(manifest.roots)
+    if not places:
+        raise SourceError(f"Where are the files of {manifest.name}? Give their folder with --from.")
+    splits, classes = splits or None, classes or None
+    if manifest.kind == "kinetics":
+        listing = kinetics.rows(manifest, roots=places, annotations=annotations, splits=splits, classes=classes)
+    elif manifest.kind == "folder":
+        _refuse(manifest, "--annotations", annotations)
+        _refuse(manifest, "--classes", classes)
+        listing = web.rows(manifest, roots=places, splits=splits)
+    else:
+        raise SourceError(f"{manifest.name} is of kind {manifest.kind!r}, which has no reader here.")
+    if limit is not None and len(listing.rows) > limit:
+        listing.rows.sort(key=lambda row: (plan_key(manifest.seed, row.clip_id or row.source_uri), *_place(row)))
+        del listing.rows[limit:]
+    listing.rows.sort(key=_place)
+    return listing
+
+
+def _place(row: SourceRow) -> tuple[bytes, str, int, str]:
+    return unquote_to_bytes(row.source_uri), row.source_member or "", row.start_ms or 0, row.split
+
+
+def _refuse(manifest: Manifest, option: str, value: Collection[object] | None) -> None:
+    if value:
+        raise SourceError(
+            f"{manifest.name} is a folder of videos without labels, so {option} means nothing here; leave it out."
+        )

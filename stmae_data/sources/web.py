@@ -1,0 +1,99 @@
+"""Any folder of videos: every regular file is a clip, whatever its name, unless it plainly belongs to another file.
+
+A file is a sidecar, and no clip, when its name ends in `.info.json`, or when it has one of the endings of `SIDECAR_SUFFIXES` and a
+file beside it, of another ending, has the same stem (`a.mp4` and `a.json`) or is the rest of its name (`a.mp4` and `a.mp4.json`).
+Links, pipes, sockets and devices become rows that say so; nothing is followed and nothing but sidecars is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from stmae_data.manifest import Manifest
+from stmae_data.records import Annotation, SourceRow
+from stmae_data.sources.listing import Entry, SourceListing, folder_split, source_uri, walk, wanted_splits
+from stmae_data.sources.sidecar import Sidecar, read_sidecar
+
+__all__ = ["SIDECAR_SUFFIXES", "rows"]
+
+SIDECAR_SUFFIXES = frozenset({"json", "txt", "csv", "tsv", "description", "vtt", "srt", "jpg", "jpeg", "png", "webp"})
+"""Metadata, texts, subtitles and thumbnails that downloaders put beside a video."""
+
+
+def rows(manifest: Manifest, *, roots: Sequence[Path], splits: Sequence[str] | None = None) -> SourceListing:
+    """List every file below the roots as a clip to be named by its bytes.
+
+    With one split, all clips are in it; with several, the outermost folder that names a split decides.
+
+    Raises:
+        SourceError: a root is missing or a folder cannot be listed.
+    """
+    listing = SourceListing()
+    wanted = wanted_splits(manifest, splits)
+    entries = walk(roots, skipped=listing.skipped)
+    for _, group in groupby(entries, key=lambda each: each.path.rpartition(b"/")[0]):
+        together = list(group)
+        clips = _clips(together)
+        listing.skipped["sidecar"] += len(together) - len(clips)
+        sidecars = {each.name: each for each in together if each.suffix == "json" and each.kind == "file"}
+        for entry in clips:
+            split = manifest.splits[0].name if len(manifest.splits) == 1 else folder_split(manifest, entry.folders)
+            if split is None:
+                listing.skipped["no_split"] += 1
+            elif split not in wanted:
+                listing.skipped["other_split"] += 1
+            else:
+                listing.rows.append(_row(manifest, entry, split, _sidecar(entry, sidecars)))
+    if listing.skipped["no_split"]:
+        names = ", ".join(each.name for each in manifest.splits)
+        listing.notes.append(
+            f"{listing.skipped['no_split']} files stand in no folder that names a split ({names}) and are left out."
+        )
+    listing.skipped = +listing.skipped  # drops the zeros
+    return listing
+
+
+def _clips(together: Iterable[Entry]) -> list[Entry]:
+    """Entries of one folder without the sidecars among them."""
+    together = list(together)
+    owners = [each.name for each in together if each.suffix not in SIDECAR_SUFFIXES]
+    stems = {*owners, *(_stem(name) for name in owners)}
+    return [each for each in together if not _is_sidecar(each, stems)]
+
+
+def _is_sidecar(entry: Entry, stems: set[str]) -> bool:
+    if entry.name.casefold().endswith(".info.json"):
+        return True
+    if entry.suffix not in SIDECAR_SUFFIXES:
+        return False
+    # Subtitles carry a language after the stem: `a.en.vtt`.
+    stem = _stem(entry.name)
+    return stem in stems or (entry.suffix in ("vtt", "srt") and _stem(stem) in stems)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _sidecar(entry: Entry, sidecars: dict[str, Entry]) -> Sidecar:
+    stem = _stem(entry.name)
+    for name in (f"{stem}.info.json", f"{entry.name}.info.json", f"{stem}.json", f"{entry.name}.json"):
+        if name in sidecars and name != entry.name:
+            return read_sidecar(sidecars[name].path)
+    return Sidecar()
+
+
+def _row(manifest: Manifest, entry: Entry, split: str, sidecar: Sidecar) -> SourceRow:
+    return SourceRow(
+        split=split,
+        source_uri=source_uri(entry.path),
+        platform=sidecar.platform or "file",
+        platform_id=sidecar.platform_id,
+        source_bytes=entry.size if entry.kind == "file" else None,
+        annotations=(Annotation(dataset=manifest.name, release=manifest.release, split=split),),
+        problem=entry.problem,
+        flags=("bad_sidecar",) if sidecar.is_bad else (),
+        web=sidecar.web,
+    )
