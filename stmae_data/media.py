@@ -1,0 +1,462 @@
+"""The one guarded opener: hand over a descriptor, sniff it, probe it in a confined child, open stored clips.
+
+Nothing in an input can make us open, run, connect to or wait for anything beyond that input: the decoder sees a file object or a
+descriptor, never a name; nested opens raise; formats that point elsewhere are not on the list (RELIABILITY §2, Decoder).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, cast
+
+import av
+import av.error
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from stmae_data import limits
+from stmae_data.errors import ClipRejected, Reason
+from stmae_data.limits import Finished, Limits
+
+__all__ = [
+    "FORMATS",
+    "Header",
+    "Policy",
+    "hash_descriptor",
+    "open_source",
+    "open_video",
+    "probe",
+    "reason_of",
+    "source_of_bytes",
+]
+
+FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
+"""Containers that are read. Leaving out HLS, DASH, concat, SDP, image2, SVG and GIF is what keeps inputs from pointing elsewhere."""
+
+_PIECE = 1 << 20
+_SNIFFED_BYTES = 4096
+_MAX_BOXES = 20_000
+_FIRST_FRAME_PACKETS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a video may be; every number is of RELIABILITY §2 and stands in the report."""
+
+    min_side_px: int = 32
+    max_side_px: int = 8192
+    max_area_px: int = 40_000_000
+    max_aspect: float = 8.0
+    min_frames: int = 16
+    max_bytes: int = 1 << 30
+    max_seconds: float = 4 * 3600.0
+    max_streams: int = 32
+    max_error_share: float = 0.10
+    probe_bytes: int = 5_000_000
+
+
+POLICY = Policy()
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the container and the first decoded frame say. Claims, not facts: lengths and rates are measured when decoding.
+
+    `width_px`, `height_px` are coded sizes; `rotation_degrees` is the counter-clockwise turn that makes the picture upright as PyAV
+    tells it; `sample_aspect` is the pixel's width over its height; `stream_index` is the picture stream chosen.
+    """
+
+    container: str
+    video_codec: str
+    pixel_format: str | None
+    stream_index: int
+    width_px: int
+    height_px: int
+    rotation_degrees: int
+    sample_aspect: float
+    has_alpha: bool
+    is_interlaced: bool
+    has_audio: bool
+    claimed_seconds: float | None
+    claimed_frames: int
+    claimed_fps: float | None
+    start_seconds: float | None
+    num_bytes: int
+
+    @property
+    def upright_size_px(self) -> tuple[int, int]:
+        """Width and height as a person sees them: pixels squared by stretching the width, then turned upright."""
+        width = max(1, round(self.width_px * self.sample_aspect))
+        height = self.height_px
+        return (height, width) if self.rotation_degrees % 180 == 90 else (width, height)
+
+    @property
+    def planned_seconds(self) -> float:
+        """Seconds to plan limits with: the header's claim, held to the policy and to at least 1 kB of file per second."""
+        claimed = self.claimed_seconds or 0.0
+        return min(claimed, POLICY.max_seconds, max(60.0, self.num_bytes / 1000))
+
+
+@contextlib.contextmanager
+def open_source(path: Path | bytes) -> Iterator[int]:
+    """A read-only descriptor of a regular file, closed at the end of the block.
+
+    Args:
+        path: where the file is; bytes for names that are not UTF-8.
+
+    Raises:
+        ClipRejected: a link, a special file, empty, too large, gone; `changed` when size or time differ after use.
+    """
+    descriptor = _open_regular(os.fsencode(path))
+    try:
+        before = os.fstat(descriptor)
+        if not stat.S_ISREG(before.st_mode):
+            raise ClipRejected(Reason.SPECIAL_FILE, "not a regular file")
+        _check_size(before.st_size)
+        os.set_blocking(descriptor, True)
+        yield descriptor
+        after = os.fstat(descriptor)
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise ClipRejected(Reason.CHANGED, "size or time of the file changed while it was read")
+    finally:
+        os.close(descriptor)
+
+
+def _open_regular(path: bytes) -> int:
+    try:
+        # Opening some devices already does something, so look before.
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise ClipRejected(Reason.SPECIAL_FILE, "not a regular file")
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        reason = {errno.ELOOP: Reason.SYMLINK, errno.ENXIO: Reason.SPECIAL_FILE, errno.ENODEV: Reason.SPECIAL_FILE}.get(
+            error.errno or 0, Reason.GONE
+        )
+        raise ClipRejected(reason, os.strerror(error.errno or 0)) from error
+    except ValueError as error:
+        raise ClipRejected(Reason.GONE, "the name holds a zero byte") from error
+
+
+def _check_size(size: int) -> None:
+    if size == 0:
+        raise ClipRejected(Reason.EMPTY, "0 bytes")
+    if size > POLICY.max_bytes:
+        raise ClipRejected(Reason.TOO_LARGE, f"{size} bytes, at most {POLICY.max_bytes} are taken")
+
+
+@contextlib.contextmanager
+def source_of_bytes(data: bytes) -> Iterator[int]:
+    """A descriptor over bytes in memory, for members of tars; same checks as `open_source`."""
+    _check_size(len(data))
+    descriptor = os.memfd_create("source", os.MFD_CLOEXEC)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def hash_descriptor(descriptor: int) -> str:
+    """sha256 of the whole file behind a descriptor; its offset is left alone."""
+    digest, offset = hashlib.sha256(), 0
+    while piece := os.pread(descriptor, _PIECE, offset):
+        digest.update(piece)
+        offset += len(piece)
+    return digest.hexdigest()
+
+
+def probe(descriptor: int, *, limits: Limits | None = None) -> Header:
+    """Read the header and the first frame in a forked, confined child.
+
+    Args:
+        descriptor: of a regular file (`open_source`, `source_of_bytes`).
+        limits: what the child may use; 10 processor seconds unless said.
+
+    Raises:
+        ClipRejected: with the reason it is not a video we take.
+    """
+    _check_size(os.fstat(descriptor).st_size)
+    finished = _call(descriptor, limits or Limits(cpu_seconds=10))
+    if finished.kind in {"crash", "oom"}:
+        finished = _call(descriptor, limits or Limits(cpu_seconds=10))
+    if finished.kind != "ok":
+        raise ClipRejected(*reason_of(finished))
+    if "reason" in finished.value:
+        raise ClipRejected(Reason(finished.value["reason"]), finished.value["detail"])
+    return Header(**finished.value)
+
+
+def _call(descriptor: int, allowed: Limits) -> Finished:
+    return limits.call(_probe_in_child, descriptor, limits=allowed)
+
+
+def reason_of(finished: Finished) -> tuple[Reason, str]:
+    """The reason, and a short detail, that a child's failed end stands for."""
+    lines = [line.strip() for line in finished.errors.splitlines() if line.strip()]
+    detail = lines[-1][:200] if lines else f"ended with {finished.returncode}"
+    match finished.kind:
+        case "timeout":
+            return Reason.TIMEOUT, "decoding took longer than its limit"
+        case "oom":
+            return Reason.OOM, "decoding wanted more memory than its limit"
+        case "crash":
+            return Reason.DECODER_CRASH, f"the decoder died of signal {-finished.returncode}"
+    text = finished.errors.lower()
+    for reason, marks in _COMPLAINTS:
+        if any(mark in text for mark in marks):
+            return reason, detail
+    return Reason.INTERNAL_ERROR, detail
+
+
+_COMPLAINTS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
+    (Reason.BOMB, ("picture size", "invalid dimensions", "max_pixels", "image area")),
+    (Reason.UNSAFE_PLAYLIST, ("not on whitelist", "not in whitelist", "not allowed")),
+    (Reason.TRUNCATED, ("moov atom not found", "end of file", "partial file")),
+    (Reason.NO_VIDEO, ("matches no streams", "does not contain any stream")),
+    (Reason.DECODE_ERROR, ("invalid data found", "error while decoding", "nothing was written", "decoder")),
+    (Reason.CORRUPT_HEADER, ("error opening input", "invalid argument")),
+)
+
+
+def open_video(data: bytes | BinaryIO) -> InputContainer:
+    """Open a stored clip in this process, guarded; the caller closes it (or uses `with`).
+
+    The first video stream is set to decode with one thread: workers are parallel, decoders are not.
+
+    Raises:
+        ClipRejected: it is not readable as a video.
+    """
+    stream = io.BytesIO(data) if isinstance(data, bytes) else data
+    try:
+        container = _open_guarded(stream)
+    except av.error.FFmpegError as error:
+        raise ClipRejected(Reason.CORRUPT_HEADER, f"a stored clip cannot be opened ({error.strerror})") from error
+    if not container.streams.video:
+        container.close()
+        raise ClipRejected(Reason.NO_VIDEO, "a stored clip holds no video stream")
+    _guard_decoder(container.streams.video[0])
+    return container
+
+
+class _NestedOpen(Exception):
+    """The input asked for another file or address."""
+
+
+def _refuse_open(url: str, flags: int, options: dict[str, str]) -> NoReturn:  # noqa: ARG001 - PyAV gives all three
+    raise _NestedOpen(url)
+
+
+def _open_guarded(stream: BinaryIO) -> InputContainer:
+    options = {
+        "format_whitelist": FORMATS,
+        "protocol_whitelist": "",
+        "probesize": str(POLICY.probe_bytes),
+        "analyzeduration": str(POLICY.probe_bytes),
+        "max_streams": str(POLICY.max_streams),
+    }
+    return av.open(stream, mode="r", metadata_errors="replace", io_open=_refuse_open, options=options)
+
+
+def _guard_decoder(stream: VideoStream) -> None:
+    stream.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    stream.codec_context.options = {"max_pixels": str(POLICY.max_area_px)}
+
+
+def _probe_in_child(descriptor: int) -> dict[str, Any]:
+    try:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
+            size = os.fstat(descriptor).st_size
+            kind = _sniff(stream.read(_SNIFFED_BYTES), size)
+            is_cut = kind == "mov" and _walk_boxes(descriptor, size)
+            stream.seek(0)
+            return asdict(_read_header(stream, kind=kind, size=size, is_cut=is_cut))
+    except ClipRejected as rejected:
+        return {"reason": str(rejected.reason), "detail": rejected.detail}
+
+
+def _read_header(stream: BinaryIO, *, kind: str | None, size: int, is_cut: bool) -> Header:
+    try:
+        with _open_guarded(stream) as container:
+            return _header_of(container, size)
+    except _NestedOpen as error:
+        raise ClipRejected(Reason.UNSAFE_PLAYLIST, f"it asks for {str(error)[:80]!r}") from error
+    except (av.error.FFmpegError, UnicodeError, OverflowError) as error:
+        detail = f"cannot be opened ({getattr(error, 'strerror', None) or type(error).__name__})"
+        if is_cut:
+            raise ClipRejected(Reason.TRUNCATED, detail) from error
+        raise ClipRejected(Reason.CORRUPT_HEADER if kind else Reason.NOT_MEDIA, detail) from error
+
+
+def _header_of(container: InputContainer, size: int) -> Header:
+    if len(container.streams) > POLICY.max_streams:
+        raise ClipRejected(Reason.TOO_LARGE, f"{len(container.streams)} streams, at most {POLICY.max_streams}")
+    pictures = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
+    if not pictures:
+        raise ClipRejected(
+            Reason.NO_VIDEO, "no video stream" if not container.streams.video else "only a cover picture"
+        )
+    stream = pictures[0]
+    context = cast(Any, stream).codec_context
+    if context is None:
+        raise ClipRejected(Reason.DECODE_ERROR, "no decoder for this codec")
+    _check_picture(context.width, context.height)
+    _guard_decoder(stream)
+    frame = _first_frame(container, stream)
+    width, height = (frame.width, frame.height) if frame is not None else (context.width, context.height)
+    _check_picture(width, height)
+    aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)
+    rotation = round(frame.rotation) if frame is not None else 0
+    layout = frame.format if frame is not None else context.format
+    rate = stream.average_rate or stream.guessed_rate
+    header = Header(
+        container=container.format.name.split(",")[0],
+        video_codec=context.codec.canonical_name,
+        pixel_format=layout.name if layout is not None else None,
+        stream_index=stream.index,
+        width_px=width,
+        height_px=height,
+        rotation_degrees=rotation % 360 if abs(rotation) <= 360 else 0,
+        sample_aspect=float(aspect) if aspect > 0 else 1.0,
+        has_alpha=layout is not None and _has_alpha(layout.name),
+        is_interlaced=frame is not None and bool(frame.interlaced_frame),
+        has_audio=bool(container.streams.audio),
+        claimed_seconds=None if container.duration is None else max(0.0, container.duration / av.time_base),
+        claimed_frames=stream.frames,
+        claimed_fps=float(rate) if rate else None,
+        start_seconds=None if container.start_time is None else container.start_time / av.time_base,
+        num_bytes=size,
+    )
+    _check_picture(*header.upright_size_px)
+    return header
+
+
+def _has_alpha(pixel_format: str) -> bool:
+    return re.match(r"yuva|gbrap|rgba|bgra|argb|abgr|ya\d|pal8|ayuv", pixel_format) is not None
+
+
+def _first_frame(container: InputContainer, stream: VideoStream) -> VideoFrame | None:
+    """The first frame that decodes, None when the first packets give none: ffmpeg then has the last word."""
+    packets = container.demux(stream)
+    for _ in range(_FIRST_FRAME_PACKETS):
+        try:
+            packet = next(packets)
+            frames = packet.decode()
+        except StopIteration:
+            return None
+        except av.error.FFmpegError:
+            continue  # errors are counted where everything is decoded, by the policy
+        if frames:
+            return frames[0]
+    return None
+
+
+def _check_picture(width: int, height: int) -> None:
+    if width <= 0 or height <= 0:
+        raise ClipRejected(Reason.CORRUPT_HEADER, f"a picture of {width}x{height}")
+    if width * height > POLICY.max_area_px:
+        raise ClipRejected(Reason.BOMB, f"a picture of {width}x{height}, at most {POLICY.max_area_px} pixels are taken")
+    if max(width, height) > POLICY.max_side_px:
+        raise ClipRejected(Reason.TOO_LARGE, f"a picture of {width}x{height}, sides are at most {POLICY.max_side_px}")
+    if min(width, height) < POLICY.min_side_px:
+        raise ClipRejected(Reason.FILTERED, f"a picture of {width}x{height}, sides are at least {POLICY.min_side_px}")
+    if max(width, height) > POLICY.max_aspect * min(width, height):
+        raise ClipRejected(Reason.FILTERED, f"a picture of {width}x{height} is longer than {POLICY.max_aspect:g}:1")
+
+
+_PLAYLISTS = re.compile(
+    rb"""(?ix) \#EXTM3U | ffconcat\s+version | (file|chunk)\s+['"./\w] | \[(playlist|reference)\] | v=0\r?\n[a-z]= | RTSPtext
+    | (https?|rtsp|rtmps?|mms[htu]?|ftp|file)://\S | <asx | <\?wpl | <smil | <mpd[\s>] | <svg[\s>] | <playlist
+    | <!doctype\s+(svg|smil|mpd) | <\?xml(?![\s\S]*<(!doctype\s+)?html)"""
+)
+_MAGIC: tuple[tuple[str, re.Pattern[bytes]], ...] = (
+    ("mov", re.compile(rb"[\s\S]{4}(ftyp|moov|mdat|free|skip|wide|pnot|styp|moof|sidx|uuid)")),
+    ("matroska", re.compile(rb"\x1a\x45\xdf\xa3")),
+    ("avi", re.compile(rb"(RIFF|RIFX|ON2 )[\s\S]{4}(AVI|ON2f)")),
+    ("asf", re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11")),
+    ("flv", re.compile(rb"FLV\x01")),
+    ("ogg", re.compile(rb"OggS\x00")),
+    ("mpeg", re.compile(rb"\x00\x00\x01[\xba\xb3\xbb]")),
+    ("mpegts", re.compile(rb"(?:\x47[\s\S]{187}){3}|[\s\S]{4}\x47[\s\S]{191}\x47[\s\S]{191}\x47")),
+)
+_SOUND = re.compile(rb"ID3|fLaC|RIFF[\s\S]{4}WAVE|\xff[\xfb\xf3\xf2\xf1\xf9]|FORM[\s\S]{4}AIF|\.snd|#!AMR")
+
+
+def _sniff(start: bytes, size: int) -> str | None:
+    """The container that the first bytes promise, None for unknown.
+
+    Raises:
+        ClipRejected: a playlist, a text that points elsewhere, or sound alone.
+    """
+    for name, pattern in _MAGIC:
+        if pattern.match(start):
+            return name
+    if _PLAYLISTS.match(start.removeprefix(b"\xef\xbb\xbf").lstrip()):
+        raise ClipRejected(Reason.UNSAFE_PLAYLIST, "a text that points to other files")
+    if _SOUND.match(start):
+        raise ClipRejected(Reason.NO_VIDEO, "sound alone")
+    if size < 16:
+        raise ClipRejected(Reason.NOT_MEDIA, f"{size} bytes")
+    return None
+
+
+_PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"dinf"}
+
+
+def _walk_boxes(descriptor: int, size: int) -> bool:
+    """Walk the boxes of an mp4 or QuickTime file; True when it ends inside a box of the top level.
+
+    Raises:
+        ClipRejected: its samples are said to be in another file (a reference movie, or a data reference that is not to itself).
+    """
+    is_cut, todo, visited = False, [(0, size, True)], 0
+    while todo:
+        position, end, is_top = todo.pop()
+        while position + 8 <= end and visited < _MAX_BOXES:
+            visited += 1
+            head = os.pread(descriptor, 16, position)
+            length, kind, skip = int.from_bytes(head[:4]), head[4:8], 8
+            if length == 1:
+                length, skip = int.from_bytes(head[8:16]), 16
+            elif length == 0:
+                length = end - position
+            if length < skip:
+                break
+            is_cut |= is_top and position + length > size
+            if kind in {b"rmra", b"rmda", b"rdrf"}:
+                raise ClipRejected(Reason.UNSAFE_PLAYLIST, "a QuickTime movie that points to another file")
+            if kind == b"dref" and _points_elsewhere(os.pread(descriptor, min(length, 4096), position)[skip:]):
+                raise ClipRejected(Reason.UNSAFE_PLAYLIST, "its samples are said to be in another file")
+            if kind in _PARENTS:
+                todo.append((position + skip, min(position + length, end), False))
+            position += length
+    return is_cut
+
+
+def _points_elsewhere(body: bytes) -> bool:
+    """Whether a `dref` box has an entry without the flag "in this same file"."""
+    position = 8
+    for _ in range(min(int.from_bytes(body[4:8]), 64)):
+        entry = body[position : position + 12]
+        if len(entry) < 12:
+            break
+        if not entry[11] & 1:
+            return True
+        position += max(12, int.from_bytes(entry[:4]))
+    return False
