@@ -1,0 +1,42 @@
+"""Shards: a tar, its ledger, and the `set.json` that seals a set. Write them, read them by offset, know what they hold.
+
+The tar is written with the standard library. `webdataset.TarWriter` is a thin layer over the same module, and importing it imports
+torch (seconds and hundreds of MB for every worker); that sets open in plain `webdataset` is held by a test.
+"""
+
+from stmae_data.shards.index import SampleIndex, sample_index
+from stmae_data.shards.seal import (
+    ShardInfo,
+    ShardSet,
+    commit_ledger,
+    fingerprint_path,
+    ledger_path,
+    open_set,
+    seal_set,
+    set_digest,
+    shard_info,
+    shard_name,
+)
+from stmae_data.shards.tar import Placement, Sample, TarMember, commit_shard, iterate_tar, read_range, sample_json
+
+__all__ = [
+    "Placement",
+    "Sample",
+    "SampleIndex",
+    "ShardInfo",
+    "ShardSet",
+    "TarMember",
+    "commit_ledger",
+    "commit_shard",
+    "fingerprint_path",
+    "iterate_tar",
+    "ledger_path",
+    "open_set",
+    "read_range",
+    "sample_index",
+    "sample_json",
+    "seal_set",
+    "set_digest",
+    "shard_info",
+    "shard_name",
+]
