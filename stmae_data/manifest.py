@@ -40,7 +40,7 @@ def label_slug(label: str) -> str:
     """
     text = unicodedata.normalize("NFKC", label).casefold()
     text = re.sub("[\"'`´‘’“”]", "", text)
-    return re.sub(r"[^\w]+|_+", "_", text).strip("_")
+    return re.sub(r"[\W_]+", "_", text).strip("_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,7 +305,9 @@ def _check(manifest: Manifest, *, where: str) -> None:
     for split in manifest.splits:
         for word in {split.name, *split.words}:
             if owners.setdefault(word, split.name) != split.name:
-                raise ManifestError(f"{where}: the word {word!r} names both split {owners[word]} and split {split.name}.")
+                raise ManifestError(
+                    f"{where}: the word {word!r} names both split {owners[word]} and split {split.name}."
+                )
     slugs = [label_slug(label) for label in manifest.labels]
     doubled = sorted({slug for slug in slugs if slugs.count(slug) > 1}) if len(set(slugs)) < len(slugs) else []
     if doubled:

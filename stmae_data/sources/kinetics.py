@@ -29,7 +29,7 @@ from stmae_data.sources.listing import (
 )
 from stmae_data.sources.tables import TABLE_SUFFIXES, TableClip, read_table_clips
 
-__all__ = ["ClipName", "ClipTables", "parse_clip_name", "read_tables", "rows"]
+__all__ = ["ClipName", "ClipTables", "parse_clip_name", "rows"]
 
 _PIECE = re.compile(r"(?P<id>[A-Za-z0-9_-]{1,64})_(?P<start>\d{6,9})_(?P<end>\d{6,9})")
 _PIECE_MS = re.compile(r"(?P<id>[A-Za-z0-9_-]{1,64})_(?P<start>\d{9})ms_(?P<end>\d{9})ms")
@@ -78,16 +78,24 @@ class ClipTables:
         return same or keys
 
 
-def read_tables(manifest: Manifest, tables: Iterable[tuple[Path, str | None]]) -> ClipTables:
-    """Read the tables of a release; each comes with the split its rows belong to where they do not say so.
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One annotation table, read; `split` is where its rows belong when they do not say so."""
 
-    Raises:
-        SourceError: a table cannot be read, lacks a column or names a split the release does not have.
-    """
+    path: Path
+    split: str | None
+    clips: list[TableClip]
+
+
+def _read_table(path: Path, split: str | None) -> _Table:
+    return _Table(path, split, read_table_clips(path, needs_times=True))
+
+
+def _join_tables(manifest: Manifest, tables: Iterable[_Table]) -> ClipTables:
     clips: list[tuple[TableClip, str, str]] = []
-    for path, default in tables:
-        digest = sha256_file(path) if path.is_file() else ""
-        for clip in read_table_clips(path, needs_times=True):
+    for table in tables:
+        path, default, digest = table.path, table.split, sha256_file(table.path)
+        for clip in table.clips:
             split = matching_split(manifest, clip.split) if clip.split else default
             split = split or default
             if split is None:
@@ -134,25 +142,25 @@ def rows(
     """
     listing = SourceListing()
     entries = list(walk(roots, skipped=listing.skipped))
-    tables = read_tables(manifest, _tables(manifest, entries, annotations, listing))
+    tables = _join_tables(manifest, _tables(manifest, entries, annotations, listing))
     return _Joiner(manifest, tables, listing, splits, classes).join(entries)
 
 
 def _tables(
     manifest: Manifest, entries: Iterable[Entry], given: Sequence[Path], listing: SourceListing
-) -> list[tuple[Path, str | None]]:
+) -> list[_Table]:
     """The tables asked for, else those the manifest names, else those that stand below the roots."""
     if given:
-        return [(path, folder_split(manifest, [path.stem])) for path in given]
-    named: list[tuple[Path, str | None]] = [
-        (Path(location), split.name)
+        return [_read_table(path, folder_split(manifest, [path.stem])) for path in given]
+    named = [
+        _read_table(Path(location), split.name)
         for split in manifest.splits
         for location in split.annotations
         if not is_remote(location)
     ]
     if named:
         return named
-    found: list[tuple[Path, str | None]] = []
+    found: list[_Table] = []
     for entry in entries:
         if entry.kind != "file" or entry.suffix not in TABLE_SUFFIXES or len(entry.folders) > _TABLE_DEPTH:
             continue
@@ -161,12 +169,10 @@ def _tables(
             continue
         path = Path(entry.path.decode("utf-8", "surrogateescape"))
         try:
-            read_table_clips(path, needs_times=True)
+            found.append(_read_table(path, split))
         except SourceError as error:
             listing.skipped["table_not_used"] += 1
             listing.notes.append(f"{entry.shown} was not used as an annotation table: {error}")
-        else:
-            found.append((path, split))
     return found
 
 
