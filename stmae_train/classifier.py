@@ -13,7 +13,7 @@ from stmae_train.errors import ModelError
 from stmae_train.model import Block, Encoder, initialise
 from stmae_train.tokens import Grid, interpolate_positions
 
-__all__ = ["AttentiveProbe", "Classifier", "LinearProbe"]
+__all__ = ["AttentiveProbe", "Classifier", "LinearProbe", "start_encoder"]
 
 POOLINGS = ("mean-norm", "mean-fresh-norm", "norm-mean", "norm-first")
 
@@ -84,50 +84,57 @@ class Classifier(nn.Module):
         return logits
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the encoder of a masked autoencoder or classifier; the head stays as it is.
+        """Take the encoder of a masked autoencoder or classifier (`start_encoder`); the head stays as it is."""
+        start_encoder(self.encoder, weights)
 
-        Args:
-            weights: by our names; entries outside `encoder.` are not used. Positions of another grid are interpolated.
 
-        Raises:
-            ModelError: an encoder weight is missing, unknown or has another shape.
-        """
-        state = self.encoder.state_dict()
-        given = {name.removeprefix("encoder."): each for name, each in weights.items() if name.startswith("encoder.")}
-        if self.pooling == "mean-fresh-norm":
-            given = {name: each for name, each in given.items() if not name.startswith("norm.")}
-        missing, unused = sorted(set(state) - set(given)), sorted(set(given) - set(state))
-        if missing or unused:
+def start_encoder(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
+    """Load pre-trained weights into an encoder.
+
+    Args:
+        encoder: without a final norm (a fresh one replaces it) the pre-trained norm is left out.
+        weights: by our names; entries outside `encoder.` are not used. Positions of another grid are interpolated.
+
+    Raises:
+        ModelError: an encoder weight is missing, unknown or has another shape.
+    """
+    state = encoder.state_dict()
+    given = {name.removeprefix("encoder."): each for name, each in weights.items() if name.startswith("encoder.")}
+    if isinstance(encoder.norm, nn.Identity):
+        given = {name: each for name, each in given.items() if not name.startswith("norm.")}
+    missing, unused = sorted(set(state) - set(given)), sorted(set(given) - set(state))
+    if missing or unused:
+        raise ModelError(
+            f"The encoder weights do not fit: missing {', '.join(missing) or 'none'}; unused "
+            f"{', '.join(unused) or 'none'}. Build the model from the config saved with the weights."
+        )
+    for name, wanted in state.items():
+        found = given[name]
+        if found.shape != wanted.shape and name.startswith("positions."):
+            found = _resized(encoder, name, found)
+        if found.shape != wanted.shape:
             raise ModelError(
-                f"The encoder weights do not fit: missing {', '.join(missing) or 'none'}; unused "
-                f"{', '.join(unused) or 'none'}. Build the classifier from the config saved with the weights."
+                f"Weight 'encoder.{name}' has shape {list(found.shape)}, the model wants {list(wanted.shape)}; "
+                f"build it from the config saved with the weights."
             )
-        for name, wanted in state.items():
-            found = given[name]
-            if found.shape != wanted.shape and name.startswith("positions."):
-                found = self._resized(name, found)
-            if found.shape != wanted.shape:
-                raise ModelError(
-                    f"Weight 'encoder.{name}' has shape {list(found.shape)}, the classifier wants "
-                    f"{list(wanted.shape)}; build it from the config saved with the weights."
-                )
-            state[name] = found
-        self.encoder.load_state_dict(state)
+        state[name] = found
+    encoder.load_state_dict(state)
 
-    def _resized(self, name: str, rows: Tensor) -> Tensor:
-        """Position rows of another grid brought to this one's; square frames are assumed for the source."""
-        here = self.encoder.positions.grid
-        first = int(self.config.class_token and name.endswith("joint"))
-        length = rows.shape[1] - first
-        if name.endswith("temporal"):
-            source, target = Grid(length, 1, 1), Grid(here.t, 1, 1)
-        else:
-            times = 1 if name.endswith("spatial") else here.t
-            side = round((length / times) ** 0.5)
-            if times * side * side != length:
-                return rows
-            source, target = Grid(times, side, side), Grid(times, here.h, here.w)
-        return torch.cat([rows[:, :first], interpolate_positions(rows[:, first:], source=source, target=target)], dim=1)
+
+def _resized(encoder: Encoder, name: str, rows: Tensor) -> Tensor:
+    """Position rows of another grid brought to the encoder's; the source's frames are taken to be square."""
+    here = encoder.positions.grid
+    first = int(encoder.class_token is not None and name.endswith("joint"))
+    length = rows.shape[1] - first
+    if name.endswith("temporal"):
+        source, target = Grid(length, 1, 1), Grid(here.t, 1, 1)
+    else:
+        times = 1 if name.endswith("spatial") else here.t
+        side = round((length / times) ** 0.5)
+        if times * side * side != length:
+            return rows
+        source, target = Grid(times, side, side), Grid(times, here.h, here.w)
+    return torch.cat([rows[:, :first], interpolate_positions(rows[:, first:], source=source, target=target)], dim=1)
 
 
 class LinearProbe(nn.Module):

@@ -1,0 +1,122 @@
+"""stmae_train.masks: how many tokens are hidden, and that a clip's mask depends on nothing but its own number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stmae_train.config import ModelConfig
+from stmae_train.errors import ModelError
+from stmae_train.masks import (
+    block_mask,
+    block_mask_2d,
+    draw_masks,
+    even_out,
+    frame_mask,
+    generator_for,
+    hidden_count,
+    keep_count,
+    noise_for,
+    random_mask,
+    split_noise,
+    tube_mask,
+)
+from stmae_train.tokens import Grid, split_tokens
+
+torch.set_num_threads(1)
+CONFIG = ModelConfig(crop_px=64, num_frames=8, num_target_frames=4)  # grid 4 x 4 x 4
+STRATEGIES = ["random", "tube", "frame", "per-frame", "block"]
+
+
+@pytest.mark.parametrize(
+    ("length", "ratio", "keep"), [(1568, 0.9, 156), (1568, 0.95, 78), (1568, 0.75, 392), (1000, 0.9, 99), (8, 0.0, 8)]
+)
+def test_kept_tokens_are_counted_as_published_code_counts_them(length: int, ratio: float, keep: int) -> None:
+    assert keep_count(length, ratio) == keep
+
+
+@pytest.mark.parametrize(("length", "ratio"), [(10, 1.0), (10, -0.1), (8, 0.9)])
+def test_a_ratio_that_keeps_nothing_is_refused(length: int, ratio: float) -> None:
+    with pytest.raises(ModelError, match=r"mask ratio"):
+        keep_count(length, ratio)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(STRATEGIES),
+    st.integers(0, 2**63),
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=5, unique=True),
+    st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+)
+def test_masks_hide_one_count_and_do_not_depend_on_the_batch(
+    strategy: str, seed: int, numbers: list[int], ratio: float
+) -> None:
+    config = replace(CONFIG, mask=strategy, mask_ratio=ratio)  # type: ignore[arg-type]
+    masks = draw_masks(config, seed=seed, sample_numbers=numbers)
+    assert masks.dtype == torch.bool
+    assert masks.sum(1).tolist() == [hidden_count(config)] * len(numbers)
+    for row, number in zip(masks, numbers, strict=True):
+        assert torch.equal(row, draw_masks(config, seed=seed, sample_numbers=[number])[0])
+    backwards = draw_masks(config, seed=seed, sample_numbers=numbers[::-1])
+    assert torch.equal(masks, backwards.flip(0))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_other_seeds_and_samples_give_other_masks(strategy: str) -> None:
+    config = replace(CONFIG, mask=strategy, mask_ratio=0.5)  # type: ignore[arg-type]
+    rows = torch.cat([draw_masks(config, seed=seed, sample_numbers=range(20)) for seed in (0, 1)])
+    assert len(rows.unique(dim=0)) >= 6  # four time steps allow no more than six frame masks
+
+
+def test_masks_stay_the_same_over_versions() -> None:
+    """Resumed runs and studies rely on these draws; a change here changes every run."""
+    wanted = torch.tensor([[0.72253549, 0.34218276, 0.13493633], [0.82462448, 0.1360783, 0.58071107]])
+    assert torch.allclose(noise_for(0, [0, 1], 3), wanted, rtol=0, atol=1e-7)
+
+
+def test_masks_and_noise_of_one_key_agree() -> None:
+    grid = Grid(4, 4, 4)
+    noise = noise_for(3, [5], grid.length)
+    kept, hidden = split_noise(noise, keep=keep_count(grid.length, 0.9))
+    mask = random_mask(grid, ratio=0.9, generator=generator_for(3, 5))
+    assert set(split_tokens(mask[None])[1][0].tolist()) == set(hidden[0].tolist())
+    assert kept.shape == (1, 6)
+
+
+def test_tubes_hide_the_same_places_in_every_slice() -> None:
+    mask = tube_mask(Grid(8, 14, 14), ratio=0.9, generator=generator_for(0, 0)).reshape(8, 196)
+    assert (mask == mask[0]).all()
+    assert int(mask[0].sum()) == 176  # SPEC-models A3.3
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [(0.75, 2), (0.875, 1)])
+def test_frame_masks_keep_whole_time_steps(ratio: float, kept: int) -> None:
+    mask = frame_mask(Grid(8, 14, 14), ratio=ratio, generator=generator_for(0, 0)).reshape(8, 196)
+    assert sorted(mask.sum(1).tolist()) == [0] * kept + [196] * (8 - kept)
+
+
+def test_block_masks_lie_in_cubes() -> None:
+    mask = block_mask(Grid(8, 14, 14), ratio=0.75, generator=generator_for(0, 0), even=False).reshape(8, 14, 14)
+    assert (mask[:, ::2, ::2] == mask[:, 1::2, 1::2]).all()  # drawn in a window of 8 x 7 x 7
+    assert 0.9 * 1176 < int(mask.sum()) <= 1176
+    image = block_mask_2d(14, 14, hidden=98, generator=generator_for(0, 1))
+    assert 80 < int(image.sum()) <= 98
+
+
+def test_even_out_changes_only_what_it_must() -> None:
+    mask = torch.tensor([True, True, False, False, False])
+    more = even_out(mask, hidden=4, generator=generator_for(0, 0))
+    fewer = even_out(mask, hidden=1, generator=generator_for(0, 0))
+    assert int(more.sum()) == 4 and bool((more & mask).sum() == 2)
+    assert int(fewer.sum()) == 1 and bool((fewer & ~mask).sum() == 0)
+
+
+def test_negative_numbers_are_refused() -> None:
+    with pytest.raises(ModelError, match="must not be negative"):
+        generator_for(-1, 0)
+    with pytest.raises(ModelError, match="wanted a share"):
+        tube_mask(Grid(1, 2, 2), ratio=1.0, generator=generator_for(0, 0))

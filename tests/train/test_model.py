@@ -1,0 +1,201 @@
+"""stmae_train.model: one family for four lineages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from stmae_train.config import ModelConfig
+from stmae_train.errors import ModelError
+from stmae_train.masks import draw_masks, noise_for
+from stmae_train.model import (
+    MaskedAutoencoder,
+    deflate_kernel,
+    inflate_kernel,
+    load_upstream,
+    upstream_names,
+    upstream_state,
+)
+from stmae_train.model.blocks import attend
+from stmae_train.recipes import lineage_options
+
+torch.set_num_threads(1)
+LINEAGES = ["mae_st", "pyslowfast", "videomae", "mae"]
+
+
+def tiny(lineage: str = "mae_st", **options: Any) -> ModelConfig:
+    frames = 1 if lineage == "mae" else 8
+    sizes = {"width": 32, "depth": 2, "heads": 4, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    clip = {"num_frames": frames, "crop_px": 32, "patch_px": 8, "mask_ratio": 0.75, "num_target_frames": 4}
+    return ModelConfig(**(lineage_options(lineage) | sizes | clip | options))
+
+
+def clips_for(config: ModelConfig, *, count: int = 2, seed: int = 0) -> torch.Tensor:
+    """Smooth random colours, so that hidden tokens can be told from visible ones."""
+    coarse = torch.randn(count, 3, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    size = (config.num_frames, config.crop_px, config.crop_px)
+    return torch.nn.functional.interpolate(coarse, size=size, mode="trilinear")
+
+
+def train(config: ModelConfig, *, steps: int, rate: float = 1e-3) -> list[float]:
+    model, clips = MaskedAutoencoder(config, seed=1), clips_for(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    mask = draw_masks(config, seed=0, sample_numbers=range(len(clips)))
+    losses = []
+    for _ in range(steps):
+        loss = model(clips, mask=mask).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("lineage", LINEAGES)
+def test_same_seeds_give_the_same_losses(lineage: str) -> None:
+    assert train(tiny(lineage), steps=3) == train(tiny(lineage), steps=3)
+
+
+@pytest.mark.parametrize("options", [{}, {"dense_encoder": True}, {"target": "pixels", "loss": "l1"}])
+def test_one_batch_overfits(options: dict[str, Any]) -> None:
+    losses = train(tiny(target_frames="first", **options), steps=50, rate=3e-3)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("lineage", LINEAGES)
+def test_every_parameter_learns(lineage: str) -> None:
+    config = tiny(lineage)
+    model = MaskedAutoencoder(config)
+    model(clips_for(config), mask=draw_masks(config, seed=0, sample_numbers=[0, 1])).loss.backward()
+    assert [name for name, each in model.named_parameters() if each.grad is None] == []
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_visible_tokens_add_nothing_to_the_loss(dense: bool) -> None:
+    config = tiny(dense_encoder=dense)
+    model, clips = MaskedAutoencoder(config), clips_for(config)
+    plain = model(clips, noise=noise_for(0, [0, 1], 64))
+    full = model(clips, noise=noise_for(0, [0, 1], 64), predicts_all=True)
+    assert torch.allclose(plain.loss, full.loss, rtol=1e-6)
+    hidden = full.every_prediction[full.mask].reshape(2, 48, -1)
+    order = plain.hidden.argsort(1)[..., None].expand_as(hidden)
+    assert torch.allclose(hidden, plain.prediction.gather(1, order), atol=1e-6)
+
+
+def test_a_sparse_encoder_never_sees_hidden_pixels() -> None:
+    config = tiny()
+    model, clips = MaskedAutoencoder(config), clips_for(config)
+    mask = draw_masks(config, seed=0, sample_numbers=[0, 1])
+    first = model(clips, mask=mask)
+    cube = mask.reshape(2, 4, 4, 4).repeat_interleave(2, 1).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    changed = torch.where(cube[:, None], torch.full_like(clips, 99.0), clips)
+    assert torch.equal(model(changed, mask=mask).prediction, first.prediction)
+
+
+def test_mask_and_noise_are_two_ways_to_say_the_same() -> None:
+    config = tiny()
+    model, clips = MaskedAutoencoder(config), clips_for(config)
+    by_noise = model(clips, noise=noise_for(0, [4, 5], 64))
+    by_mask = model(clips, mask=draw_masks(config, seed=0, sample_numbers=[4, 5]))
+    assert torch.equal(by_noise.mask, by_mask.mask)
+    assert torch.allclose(by_noise.loss, by_mask.loss, rtol=1e-5)
+
+
+def test_a_wrong_mask_fails_in_one_sentence() -> None:
+    config = tiny()
+    model, clips = MaskedAutoencoder(config), clips_for(config)
+    with pytest.raises(ModelError, match="either a mask or noise"):
+        model(clips)
+    with pytest.raises(ModelError, match="clips have 2 x 64 tokens"):
+        model(clips, noise=torch.rand(2, 63))
+
+
+@pytest.mark.parametrize("lineage", LINEAGES)
+def test_features_of_unmasked_clips(lineage: str) -> None:
+    config = tiny(lineage)
+    model, clips = MaskedAutoencoder(config).eval(), clips_for(config)
+    t, h, w = config.grid_shape
+    assert model.encode(clips).shape == (2, t * h * w, 32)
+    assert model.encode(clips, with_class=True).shape == (2, t * h * w + config.class_token, 32)
+    # Another size gets interpolated positions.
+    wider = clips_for(replace(config, crop_px=40))
+    assert model.encode(wider).shape == (2, t * 25, 32)
+
+
+def test_features_do_not_depend_on_the_batch() -> None:
+    config = tiny()
+    model, clips = MaskedAutoencoder(config).eval(), clips_for(config, count=3)
+    assert torch.allclose(model.encode(clips)[1:2], model.encode(clips[1:2]), atol=1e-5)
+
+
+def test_initial_weights_follow_the_lineage() -> None:
+    """SPEC-models A1.8, A2, A3.5."""
+    states = {lineage: MaskedAutoencoder(tiny(lineage)).state_dict() for lineage in LINEAGES}
+    assert not states["mae_st"]["decoder.class_token"].any()
+    assert (states["pyslowfast"]["encoder.norm.bias"] == 0.02).all()
+    assert not states["pyslowfast"]["decoder.head.bias"].any()
+    assert states["pyslowfast"]["decoder.embed.bias"].any()
+    assert states["videomae"]["mask_token"].abs().max() <= 0.02
+    assert not states["videomae"]["encoder.blocks.0.attn.q_bias"].any()
+    # Xavier's bound: separate matrices have a fan-out of 32, a fused one of 96.
+    assert states["mae_st"]["encoder.blocks.0.attn.q.weight"].abs().max() == pytest.approx((6 / 64) ** 0.5, rel=0.02)
+    assert states["mae"]["encoder.blocks.0.attn.qkv.weight"].abs().max() == pytest.approx((6 / 128) ** 0.5, rel=0.02)
+    assert states["mae_st"]["encoder.embed.bias"].any()
+
+
+def test_seeds_decide_all_weights() -> None:
+    first, same, other = (MaskedAutoencoder(tiny(), seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    drawn = ("encoder.embed.weight", "encoder.embed.bias", "mask_token", "encoder.positions.spatial")
+    assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+@pytest.mark.parametrize("lineage", LINEAGES)
+def test_weights_travel_under_published_names(lineage: str) -> None:
+    config = tiny(lineage)
+    source, copy = MaskedAutoencoder(config, seed=1), MaskedAutoencoder(config, seed=2)
+    weights = upstream_state(source, config)
+    load_upstream(copy, config, weights)
+    noise = noise_for(0, [0, 1], 16 if lineage == "mae" else 64)
+    clips = clips_for(config)
+    assert torch.equal(source(clips, noise=noise).loss, copy(clips, noise=noise).loss)
+    assert len(set(upstream_names(source, config).values())) == len(source.state_dict())
+
+
+def test_weights_that_do_not_fit_are_named() -> None:
+    config = tiny()
+    model = MaskedAutoencoder(config)
+    weights = upstream_state(model, config)
+    del weights["decoder_norm.bias"]
+    weights["fc_norm.bias"] = torch.zeros(32)
+    with pytest.raises(ModelError, match=r"missing decoder_norm\.bias; unused fc_norm\.bias"):
+        load_upstream(model, config, weights)
+    weights = upstream_state(model, config) | {"norm.bias": torch.zeros(31)}
+    with pytest.raises(ModelError, match=r"'norm\.bias' has shape \[31\], the model wants \[32\]"):
+        load_upstream(model, config, weights)
+
+
+def test_attention_is_the_same_either_way() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 4, 10, 8, generator=generator) for _ in range(3))
+    half = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
+    assert torch.allclose(half.float(), attend(query, key, value), atol=0.05)
+
+
+def test_bf16_autocast_trains_in_float32() -> None:
+    config = tiny()
+    model, clips = MaskedAutoencoder(config), clips_for(config)
+    exact = model(clips, noise=noise_for(0, [0, 1], 64)).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result = model(clips, noise=noise_for(0, [0, 1], 64), predicts_all=True)
+    assert result.loss.dtype == torch.float32
+    assert result.loss.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+def test_inflated_kernels_keep_a_still_picture_and_deflate_to_it() -> None:
+    kernel = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(deflate_kernel(inflate_kernel(kernel, frames=2)), kernel)
+    assert torch.equal(inflate_kernel(kernel, frames=2, divides=False)[:, :, 1], kernel)
