@@ -5,7 +5,7 @@ Tables and views an SQL text may read (`TABLES`): see `stmae_data.catalog.books`
 
 from __future__ import annotations
 
-from stmae_data.catalog.books import TABLES, SetBooks, find_books
+from stmae_data.catalog.books import TABLES, SetBooks, find_books, insert_known
 from stmae_data.catalog.cache import CatalogSummary, rebuild_catalog
 from stmae_data.catalog.locked import Answer, locked_select, sql
 from stmae_data.catalog.story import ClipStory, SetDiff, diff, show_clip
@@ -23,6 +23,7 @@ __all__ = [
     "SplitStats",
     "diff",
     "find_books",
+    "insert_known",
     "list_sets",
     "locked_select",
     "rebuild_catalog",

@@ -27,7 +27,16 @@ from stmae_data.errors import SetError
 from stmae_data.records import LEDGER_COLUMNS
 from stmae_data.shards import ledger_path
 
-__all__ = ["DECISION_COLUMNS", "GROUP_COLUMNS", "REMOVED_COLUMNS", "TABLES", "SetBooks", "find_books", "load_books"]
+__all__ = [
+    "DECISION_COLUMNS",
+    "GROUP_COLUMNS",
+    "REMOVED_COLUMNS",
+    "TABLES",
+    "SetBooks",
+    "find_books",
+    "insert_known",
+    "load_books",
+]
 
 TABLES = (
     "clip",
@@ -193,13 +202,15 @@ def load_books(connection: Any, books: Iterable[SetBooks]) -> None:
             connection.execute(f"INSERT INTO shard_file VALUES ({', '.join('?' * len(values))})", values)
         meta = each.folder / "meta"
         try:
-            _insert(connection, "clip", LEDGER_COLUMNS, each.ledgers, {"set_name": each.name})
+            insert_known(connection, "clip", LEDGER_COLUMNS, each.ledgers, {"set_name": each.name})
             for path in each.decisions:
-                _insert(connection, "decision", DECISION_COLUMNS, [path], {"set_name": each.name, "run": path.stem})
+                insert_known(
+                    connection, "decision", DECISION_COLUMNS, [path], {"set_name": each.name, "run": path.stem}
+                )
             for table, columns in (("groups", GROUP_COLUMNS), ("removed", REMOVED_COLUMNS)):
                 path = meta / f"{table}.parquet"
                 if path.is_file():
-                    _insert(
+                    insert_known(
                         connection,
                         "group_member" if table == "groups" else table,
                         columns,
@@ -219,7 +230,7 @@ def _create(connection: Any, table: str, columns: Mapping[str, str]) -> None:
     connection.execute(f"CREATE TABLE {table} ({fields})")
 
 
-def _insert(
+def insert_known(
     connection: Any, table: str, columns: Mapping[str, str], paths: Iterable[Path], constants: Mapping[str, str]
 ) -> None:
     """Insert the known columns of Parquet files; a column the files lack is NULL, one we do not know is left out."""

@@ -36,6 +36,43 @@ class ClipStory:
         """The story as JSON values."""
         return dict(json.loads(json.dumps(asdict(self), default=str)))
 
+    def as_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Column names and rows in the order in which things happened."""
+        told: list[list[Any]] = []
+        for row in self.rows:
+            where = f"{row['set_name']}:{row.get('split')}"
+            told.append(["source", where, _source(row)])
+            told += [["label", where, note["label_raw"]] for note in row.get("annotations", []) if note["label_raw"]]
+            told.append(["outcome", where, _outcome(row)])
+            if "place" in row:
+                told.append(["stored", where, f"{row['place']}, {row.get('stored_bytes')} bytes"])
+        for decision in self.decisions:
+            other = f"{decision.get('other_set', '')} {decision.get('other_clip_id', '')}".strip()
+            what = [decision.get(key) for key in ("verb", "clip_id", "reason", "level")]
+            told.append(
+                ["decision", decision["set_name"], " ".join(str(each) for each in what if each) + f" ({other})"]
+            )
+        told += [["removed", each["set_name"], each.get("reason", "")] for each in self.removals]
+        told += [["group", each["set_name"], f"{each['group_id']}: {each['clip_id']}"] for each in self.groups]
+        told += [["selection", "", name] for name in self.selections]
+        for run in self.runs:
+            note = "read it" if run["is_same_data"] else "read another version of the set, this clip perhaps"
+            told.append(["run", f"{run['set']}:{run['split']}", f"{run['run']} {note}"])
+        return ["what", "where", "detail"], told
+
+
+def _source(row: dict[str, Any]) -> str:
+    member = f" :: {row['source_member']}" if "source_member" in row else ""
+    sha256 = f", sha256 {row['source_sha256'][:16]}…" if "source_sha256" in row else ""
+    return f"{row.get('source_uri')}{member}, {row.get('source_bytes', 'unknown')} bytes{sha256}"
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    words = [row["outcome"], row.get("reason"), row.get("reason_detail")]
+    if "duplicate_of" in row:
+        words.append(f"of {row['duplicate_of']}")
+    return " ".join(str(word) for word in [*words, *row.get("flags", [])] if word)
+
 
 def show_clip(workspace: Path, clip_id: str) -> ClipStory:
     """Tell the story of one clip: source → bytes → outcomes → decisions → place in a shard → runs that read it.
@@ -177,6 +214,8 @@ class SetDiff:
     changed: int
     examples: dict[str, list[str]]
     left_because: dict[str, int]
+    hours: tuple[float, float]
+    classes: tuple[int, int]
     shards_shared: int
     recipe: dict[str, tuple[Any, Any]]
     versions: dict[str, tuple[Any, Any]]
@@ -189,6 +228,25 @@ class SetDiff:
     def as_json(self) -> dict[str, Any]:
         """The difference as JSON values."""
         return {**dict(json.loads(json.dumps(asdict(self), default=str))), "is_same": self.is_same}
+
+    def as_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Column names and rows."""
+        rows: list[list[Any]] = [
+            [f"clips only in {self.a}", self.only_a],
+            *([f"  {reason} in {self.b}", count] for reason, count in self.left_because.items()),
+            [f"clips only in {self.b}", self.only_b],
+            ["clips in both", self.both],
+            ["  with other stored bytes", self.changed],
+            ["shards in both", self.shards_shared],
+        ]
+        for name, (left, right) in {
+            "classes": self.classes,
+            "hours": self.hours,
+            **self.recipe,
+            **self.versions,
+        }.items():
+            rows.append([name, f"{left} | {right}"])
+        return ["what", "found"], rows
 
 
 def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
@@ -203,7 +261,8 @@ def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
     with opened(books) as connection:
         for side, name, split in (("a", name_a, split_a), ("b", name_b, split_b)):
             connection.execute(
-                f"""CREATE TABLE side_{side} AS SELECT clip_id, outcome, reason, stored_sha256 FROM clip
+                f"""CREATE TABLE side_{side} AS SELECT clip_id, outcome, reason, stored_sha256, annotations,
+                           coalesce(stored_seconds, duration_seconds, 0) AS seconds FROM clip
                     WHERE set_name = ? AND (? IS NULL OR split = ?) AND clip_id IS NOT NULL""",
                 [name, split, split],
             )
@@ -236,6 +295,7 @@ def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
                  (SELECT pair.clip_id, min(side_b.reason) AS why FROM pair LEFT JOIN side_b USING (clip_id)
                   WHERE in_a AND NOT in_b GROUP BY ALL) GROUP BY ALL ORDER BY ALL"""
         ).fetchall()
+        hours, classes = zip(*(_extent(connection, side) for side in ("a", "b")), strict=True)
         shared = connection.execute(
             """SELECT count(*) FROM (SELECT DISTINCT sha256 FROM shard_file WHERE set_name = ? INTERSECT
                SELECT DISTINCT sha256 FROM shard_file WHERE set_name = ?)""",
@@ -250,10 +310,21 @@ def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
         changed=counts["changed"],
         examples=examples,
         left_because=dict(left),
+        hours=hours,
+        classes=classes,
         shards_shared=shared,
         recipe=_differing(seals[name_a].get("recipe", {}), seals[name_b].get("recipe", {})),
         versions=_differing(seals[name_a].get("versions", {}), seals[name_b].get("versions", {})),
     )
+
+
+def _extent(connection: Any, side: str) -> tuple[float, int]:
+    """Hours and distinct labels of one side."""
+    seconds, labels = connection.execute(
+        f"""SELECT (SELECT coalesce(sum(seconds), 0) FROM side_{side} WHERE outcome = 'written'), count(DISTINCT note.label_raw)
+            FROM (SELECT unnest(annotations) AS note FROM side_{side} WHERE outcome = 'written')"""
+    ).fetchone()
+    return round(float(seconds) / 3600, 6), int(labels)
 
 
 def _named(text: str) -> tuple[str, str | None]:

@@ -60,6 +60,22 @@ class SetStats:
         """The same facts as JSON values."""
         return {**asdict(self), "set": self.name, "splits": [asdict(split) for split in self.splits]}
 
+    def as_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Column names and rows: a column for every split."""
+        rows: list[list[Any]] = [
+            [kind, *(getattr(split, kind) for split in self.splits)]
+            for kind in ("planned", "written", "dropped", "failed")
+        ]
+        rows += [[f"  {reason}", *(split.reasons.get(reason, 0) for split in self.splits)] for reason in self.reasons]
+        rows += [
+            ["shards", *(split.shards for split in self.splits)],
+            ["classes", *(split.classes for split in self.splits)],
+            ["hours", *(f"{split.hours:.2f}" for split in self.splits)],
+            ["stored MB", *(f"{split.stored_bytes / 1e6:.1f}" for split in self.splits)],
+            ["median seconds", *(split.durations_seconds.get("median", "") for split in self.splits)],
+        ]
+        return ["", *(split.split for split in self.splits)], rows
+
 
 @dataclass(frozen=True, slots=True)
 class SetSummary:

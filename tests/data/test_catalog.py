@@ -327,6 +327,9 @@ def test_stats_count_every_planned_row_once(two_sets: Path) -> None:
     assert train.hours == pytest.approx(sum(2 + n / 10 for n in range(6)) / 3600, abs=1e-6)
     assert train.stored_bytes == sum(700 + n for n in range(6))
     assert json.loads(json.dumps(found.as_json()))["set"] == "alpha"
+    columns, rows = found.as_table()
+    assert columns == ["", "train", "val"]
+    assert ["  duplicate", 1, 1] in rows
 
 
 def test_sets_are_listed_with_their_numbers(two_sets: Path) -> None:
@@ -368,6 +371,11 @@ def test_the_story_of_a_clip_goes_from_source_to_runs(workspace: Path) -> None:
         ("selects", True),
     ]
     json.dumps(story.as_json())
+    columns, table = story.as_table()
+    assert {len(row) for row in table} == {len(columns)}
+    assert {"source", "label", "outcome", "stored", "decision", "group", "selection", "run"} == {
+        row[0] for row in table
+    }
 
 
 def test_an_unknown_clip_gets_the_nearest_name(two_sets: Path) -> None:
@@ -387,6 +395,9 @@ def test_a_diff_counts_what_left_what_came_and_why(workspace: Path) -> None:
     assert not found.is_same
     assert diff(workspace, "big", "big:train").is_same
     assert diff(workspace, "small", "other").changed == 4
+    assert found.classes == (3, 3)
+    assert found.hours[0] > found.hours[1]
     json.dumps(found.as_json())
+    assert ["  not planned in small", 2] in found.as_table()[1]
     with pytest.raises(SetError, match="no split 'val'"):
         diff(workspace, "big", "small:val")

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import random
 from pathlib import Path
 from typing import Any
 
 from stmae_data import files
+from stmae_data.errors import SetError
 from stmae_data.records import PLAN_COLUMNS, make_row_id, plan_key, set_folder, web_clip_id
-from stmae_data.shards import Sample, commit_ledger, commit_shard, sample_json, seal_set, shard_info, shard_name
+from stmae_data.shards import (
+    Sample,
+    commit_ledger,
+    commit_shard,
+    iterate_tar,
+    ledger_path,
+    sample_json,
+    seal_set,
+    shard_info,
+    shard_name,
+)
 
 LABELS = ("running in circles", "falling", "zigzag")
 PLAN = PLAN_COLUMNS
@@ -67,12 +80,60 @@ def seal(folder: Path, infos: list[Any], *, name: str, counts: dict[str, Any]) -
         infos,
         name=name,
         version=1,
-        created_from={"manifest": "tiny", "manifest_sha256": "ab" * 32, "plan_sha256": "cd" * 32},
+        created_from={
+            "manifest": "tiny",
+            "manifest_sha256": "ab" * 32,
+            "plan_sha256": files.sha256_file(folder / "meta" / "plan.parquet"),
+        },
         recipe={"encoding": "layered", "layout": "original", "short_side_px": 64, "seed": 0},
         counts=counts,
         parents=[],
         versions={"stmae": "0.1.0", "python": "3.11", "duckdb": "2.0.0"},
     )
+
+
+def reseal(folder: Path) -> None:
+    """Seal what stands there now, whatever it is: damage below then shows by itself."""
+    document = json.loads((folder / "meta" / "set.json").read_text())
+    infos = []
+    for path in sorted(folder.glob("*.tar")):
+        info = shard_info(folder, path.stem)
+        with path.open("rb") as stream:
+            try:
+                samples = sum(not member.name.endswith(".json") for member in iterate_tar(stream, name=path.name))
+            except SetError:
+                samples = info.samples
+        infos.append(
+            dataclasses.replace(info, sha256=files.sha256_file(path), bytes=path.stat().st_size, samples=samples)
+        )
+    seal(folder, infos, name=document["name"], counts=count(folder))
+
+
+def count(folder: Path) -> dict[str, Any]:
+    """Outcomes as the ledgers tell them."""
+    ledgers = sorted((folder / "meta" / "ledger").glob("*.parquet"))
+    rows = files.read_table(ledgers, "SELECT outcome, reason, count(*) AS n FROM book GROUP BY ALL")
+    counts: dict[str, Any] = {"planned": 0, "written": 0, "dropped": 0, "failed": 0, "reasons": {}}
+    for row in rows:
+        counts["planned"] += row["n"]
+        counts[row["outcome"]] = counts.get(row["outcome"], 0) + row["n"]
+        if row["reason"]:
+            counts["reasons"][row["reason"]] = counts["reasons"].get(row["reason"], 0) + row["n"]
+    return counts
+
+
+def change_ledger(folder: Path, shard: str, statement: str) -> None:
+    """Rewrite one ledger with an UPDATE or DELETE on `book`, its footer kept."""
+    path = ledger_path(folder, shard)
+    footer = files.read_table_metadata(path)
+    connection = files.connect()
+    try:
+        connection.execute("CREATE TABLE book AS SELECT * FROM read_parquet(?)", [str(path)])
+        connection.execute(statement)
+        metadata = {key: footer[key] for key in ("tar_sha256", "tar_bytes")}
+        files.copy_table(connection, "SELECT * FROM book", path, point="test", metadata=metadata)
+    finally:
+        connection.close()
 
 
 def write_shard(folder: Path, shard: str, rows: list[dict[str, Any]]) -> None:
