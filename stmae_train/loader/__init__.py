@@ -1,0 +1,21 @@
+"""From sets to batches: order, decoding, the decoded cache, crops. Start at `batches`."""
+
+from stmae_train.loader.batches import Batch, CropRule, ReadOptions, SweepLoader, TrainLoader, dividing_sizes
+from stmae_train.loader.cache import DEFAULT_CACHE_BYTES
+from stmae_train.loader.order import Mix, permute
+from stmae_train.loader.source import ClipSource, check_labels, open_sources
+
+__all__ = [
+    "DEFAULT_CACHE_BYTES",
+    "Batch",
+    "ClipSource",
+    "CropRule",
+    "Mix",
+    "ReadOptions",
+    "SweepLoader",
+    "TrainLoader",
+    "check_labels",
+    "dividing_sizes",
+    "open_sources",
+    "permute",
+]

@@ -1,0 +1,27 @@
+"""The run folder: who writes it, what it read, what happened, what it cost (FORMATS.md, "A run on disk")."""
+
+from stmae_train.runlog.folder import RunFolder, commit, runs_status
+from stmae_train.runlog.meter import Meter, StepRecord, StopSignals, Stopwatch, peak_memory_bytes
+from stmae_train.runlog.pages import SCORE_COLUMNS, data_entry, write_card, write_scores
+from stmae_train.runlog.updates import Guard, Update, autocast, peak_flops, train_flops, update_weights
+
+__all__ = [
+    "SCORE_COLUMNS",
+    "Guard",
+    "Meter",
+    "RunFolder",
+    "StepRecord",
+    "StopSignals",
+    "Stopwatch",
+    "Update",
+    "autocast",
+    "commit",
+    "data_entry",
+    "peak_flops",
+    "peak_memory_bytes",
+    "runs_status",
+    "train_flops",
+    "update_weights",
+    "write_card",
+    "write_scores",
+]

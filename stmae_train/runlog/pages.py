@@ -1,0 +1,102 @@
+"""Tables and pages of a run: what it read, how every test clip scored, the card."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stmae_data import files
+from stmae_train.config import Recipe
+
+__all__ = ["SCORE_COLUMNS", "data_entry", "write_card", "write_scores"]
+
+SCORE_COLUMNS = {
+    "clip_id": "VARCHAR",
+    "label": "INTEGER",
+    "top5": "INTEGER[]",
+    "p_label": "DOUBLE",
+    "seed": "BIGINT",
+    "correct": "BOOLEAN",
+}
+
+
+def write_scores(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `scores.parquet`: one row per test clip, in clip order."""
+    files.commit_table(path, rows, SCORE_COLUMNS, point="scores", order_by="clip_id")
+
+
+def data_entry(
+    *,
+    reference: str,
+    role: str,
+    digest: str,
+    set_digest: str,
+    version: int,
+    layout: str,
+    clip_ids: Sequence[str],
+    ledgers: Sequence[Path],
+    clips_drawn: int | None = None,
+) -> dict[str, Any]:
+    """One line of `data.json`.
+
+    Args:
+        reference: SET[:SPLIT][/SELECTION][@WEIGHT].
+        role: `train` or `eval`.
+        digest: of the selection where one is named, else of the set.
+        set_digest, version, layout: of the set.
+        clip_ids: the samples in use.
+        ledgers: of the split; they know which video a clip is from.
+        clips_drawn: clips that training draws from this set, for repeats per video.
+    """
+    rows = files.read_table(
+        list(ledgers),
+        "SELECT clip_id, coalesce(platform_id, clip_id) AS video, platform, license FROM book WHERE outcome = 'written'",
+    )
+    wanted = set(clip_ids)
+    rows = [row for row in rows if row["clip_id"] in wanted]
+    videos = len({row["video"] for row in rows})
+    name, _, weight = reference.partition("@")
+    _, _, selection = name.partition("/")
+    return {
+        "reference": reference,
+        "role": role,
+        "digest": digest,
+        "set_digest": set_digest,
+        "selection_digest": digest if selection else None,
+        "weight": float(weight or 1),
+        "version": version,
+        "layout": layout,
+        "clips": len(clip_ids),
+        "unique_videos": videos,
+        "sources": dict(sorted(Counter(str(row["platform"]) for row in rows).items())),
+        "licenses": dict(sorted(Counter(str(row["license"] or "unknown") for row in rows).items())),
+        "clips_drawn": clips_drawn,
+        "repeats_per_video": None if clips_drawn is None else round(clips_drawn / max(videos, 1), 3),
+    }
+
+
+def write_card(
+    path: Path, *, title: str, recipe: Recipe, entries: Sequence[Mapping[str, Any]], facts: Sequence[tuple[str, str]]
+) -> None:
+    """Write `CARD.md`: what data, how it was drawn, what came out, how to load it."""
+    data = recipe.data
+    sampling = {
+        "aligned": f"starts on multiples of 4, stride {data.frame_stride} at {data.fps:g} fps",
+        "published": "real-valued starts, spacing as the published code draws it",
+    }[data.sampling]
+    lines = [f"# {title}", "", f"Recipe `{recipe.name}`: {recipe.source}", "", "## Data", ""]
+    lines += ["| reference | role | clips | videos | digest | sources | licences |", "|---|---|---|---|---|---|---|"]
+    for entry in entries:
+        sources, licenses = (
+            ", ".join(f"{name} {count}" for name, count in entry[key].items()) for key in ("sources", "licenses")
+        )
+        lines.append(
+            f"| {entry['reference']} | {entry['role']} | {entry['clips']} | {entry['unique_videos']} | {entry['digest'][:12]} "
+            f"| {sources} | {licenses} |"
+        )
+    lines += ["", "Videos are not part of this folder; their licences are those of their sources.", "", "## How", ""]
+    lines += [f"- Clips: {data.num_frames} frames of {data.crop_px} px; {sampling}."]
+    lines += [f"- {name}: {value}" for name, value in facts]
+    files.commit_bytes(path, ("\n".join(lines) + "\n").encode(), point="card")

@@ -1,0 +1,154 @@
+"""One optimizer update, shared by pre-training and fine-tuning: clip, guard, step; and what a clip costs.
+
+An update with a non-finite loss or gradient leaves weights and
+optimizer untouched, is named with its clips, and three in a row (or more than one in a hundred) end the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from stmae_train.config import ModelConfig
+from stmae_train.errors import TrainingStopped
+from stmae_train.targets import target_size
+
+__all__ = ["Guard", "Update", "autocast", "peak_flops", "train_flops", "update_weights"]
+
+LOGGER = logging.getLogger("stmae.train")
+BAD_IN_A_ROW = 3
+_BF16_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12}  # dense bf16, from the makers' data sheets
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context of a forward pass in `bf16` or `fp32`."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else contextlib.nullcontext()
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one update reports; tensors stay on the device so that nothing waits for it."""
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    is_finite: Tensor
+    clip_ids: tuple[str, ...]
+
+
+def update_weights(
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[nn.Parameter],
+    *,
+    step: int,
+    losses: Sequence[Tensor],
+    grad_clip: float,
+    clip_ids: tuple[str, ...],
+) -> Update:
+    """Clip the gradients and step, unless the loss or the gradient is not finite.
+
+    The decision is taken on the device: fused AdamW skips a step whose `found_inf` is 1, as it does for gradient scalers.
+    """
+    loss = torch.stack([each.detach().float() for each in losses]).mean()
+    norm = nn.utils.clip_grad_norm_(parameters, grad_clip if grad_clip else float("inf"), foreach=True)
+    # With several processes gradients are averaged, so their norm is the same everywhere, and a bad loss makes it bad.
+    is_finite = torch.isfinite(norm) & torch.isfinite(loss) if not _is_shared() else torch.isfinite(norm)
+    optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return Update(step, loss, norm.detach(), is_finite, clip_ids)
+
+
+def _is_shared() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@dataclass(slots=True)
+class Guard:
+    """Collects updates until somebody looks; then names the bad ones and stops a run that keeps having them."""
+
+    skipped: list[int] = field(default_factory=list)
+    in_a_row: int = 0
+    _open: list[Update] = field(default_factory=list)
+    _losses: list[float] = field(default_factory=list)
+    _norms: list[float] = field(default_factory=list)
+
+    def add(self, update: Update) -> None:
+        """Take an update; on a CPU, where looking is free, look at once."""
+        self._open.append(update)
+        if update.loss.device.type == "cpu":
+            self.look()
+
+    def look(self) -> None:
+        """Wait for the device and judge what was collected.
+
+        Raises:
+            TrainingStopped: three bad updates in a row, or more than one in a hundred.
+        """
+        if not self._open:
+            return
+        table = torch.stack(
+            [torch.stack([each.loss, each.grad_norm, each.is_finite.float()]) for each in self._open]
+        ).tolist()
+        for update, (loss, norm, is_finite) in zip(self._open, table, strict=True):
+            if is_finite:
+                self.in_a_row = 0
+                self._losses.append(loss)
+                self._norms.append(norm)
+                continue
+            self.in_a_row += 1
+            self.skipped.append(update.step)
+            names = ", ".join(dict.fromkeys(update.clip_ids))
+            LOGGER.warning("Step %d skipped: loss %s, gradient norm %s; its clips: %s", update.step, loss, norm, names)
+            if self.in_a_row >= BAD_IN_A_ROW or len(self.skipped) > max(BAD_IN_A_ROW, 0.01 * update.step):
+                raise TrainingStopped(
+                    f"Training stopped at step {update.step}: {len(self.skipped)} updates had a loss or gradient that is not finite, the "
+                    f"last {self.in_a_row} in a row; their clips are in the log. Lower base_lr, set grad_clip or precision=fp32, then resume."
+                )
+        self._open.clear()
+
+    def take(self) -> tuple[float | None, float | None]:
+        """Mean loss and last gradient norm of the finite updates since the last call; None where there was none."""
+        self.look()
+        loss = sum(self._losses) / len(self._losses) if self._losses else None
+        norm = self._norms[-1] if self._norms else None
+        self._losses.clear()
+        self._norms.clear()
+        return loss, norm
+
+
+def train_flops(model: ModelConfig, *, num_classes: int = 0) -> float:
+    """Floating-point operations of one training step per clip (a product and a sum count two; backward is twice forward)."""
+    t, h, w = model.grid_shape
+    length = t * h * w
+    pixels = model.tubelet_frames * model.patch_px**2 * 3
+    if num_classes:
+        return 3 * (
+            length * 2 * pixels * model.width
+            + _blocks(length, model.width, model.depth)
+            + 2 * model.width * num_classes
+        )
+    visible = length if model.dense_encoder else int(length * (1 - model.mask_ratio))
+    encoder = visible * 2 * pixels * model.width + _blocks(visible, model.width, model.depth)
+    decoder = visible * 2 * model.width * model.decoder_width + _blocks(
+        length, model.decoder_width, model.decoder_depth
+    )
+    head = (length - visible) * 2 * model.decoder_width * target_size(model)
+    return 3.0 * (encoder + decoder + head)
+
+
+def _blocks(tokens: int, width: int, depth: int) -> float:
+    return depth * tokens * (24 * width**2 + 4 * tokens * width)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """What the device can do in dense bf16 by its data sheet; None where it is not known, as for any CPU."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((value for key, value in _BF16_PEAK.items() if key in name), None)
