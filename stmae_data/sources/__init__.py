@@ -10,10 +10,11 @@ from stmae_data.errors import SourceError
 from stmae_data.manifest import Manifest
 from stmae_data.records import SourceRow, plan_key
 from stmae_data.sources import kinetics, web
+from stmae_data.sources.archives import open_member
 from stmae_data.sources.listing import SourceListing, source_path, source_uri
 from stmae_data.sources.tables import TableClip, read_table_clips
 
-__all__ = ["SourceListing", "TableClip", "read_table_clips", "rows_for", "source_path", "source_uri"]
+__all__ = ["SourceListing", "TableClip", "open_member", "read_table_clips", "rows_for", "source_path", "source_uri"]
 
 
 def rows_for(

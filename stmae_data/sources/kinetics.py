@@ -16,6 +16,7 @@ from stmae_data.errors import SourceError
 from stmae_data.files import sha256_file
 from stmae_data.manifest import Manifest, is_remote, label_slug
 from stmae_data.records import Annotation, SourceRow, kinetics_clip_id
+from stmae_data.sources.archives import expand
 from stmae_data.sources.labels import LabelBook
 from stmae_data.sources.listing import (
     VIDEO_SUFFIXES,
@@ -141,7 +142,7 @@ def rows(
         SourceError: a root or table is missing or unreadable, or no file can be given a split.
     """
     listing = SourceListing()
-    entries = list(walk(roots, skipped=listing.skipped))
+    entries = list(expand(walk(roots, skipped=listing.skipped), listing))
     tables = _join_tables(manifest, _tables(manifest, entries, annotations, listing))
     return _Joiner(manifest, tables, listing, splits, classes).join(entries)
 
@@ -162,7 +163,12 @@ def _tables(
         return named
     found: list[_Table] = []
     for entry in entries:
-        if entry.kind != "file" or entry.suffix not in TABLE_SUFFIXES or len(entry.folders) > _TABLE_DEPTH:
+        if (
+            entry.kind != "file"
+            or entry.member is not None
+            or entry.suffix not in TABLE_SUFFIXES
+            or len(entry.folders) > _TABLE_DEPTH
+        ):
             continue
         split = folder_split(manifest, [entry.name.partition(".")[0]])
         if split is None:
@@ -290,6 +296,7 @@ class _Joiner:
         return SourceRow(
             split=split,
             source_uri=source_uri(entry.path),
+            source_member=entry.member,
             clip_id=kinetics_clip_id(platform_id or "", start_ms or 0, end_ms or 0) if has_id else None,
             platform="youtube" if platform_id else "file",
             platform_id=platform_id,

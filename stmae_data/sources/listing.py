@@ -20,6 +20,7 @@ __all__ = [
     "Entry",
     "SourceListing",
     "folder_split",
+    "is_clutter",
     "matching_split",
     "source_path",
     "source_uri",
@@ -62,8 +63,10 @@ class Entry:
     name: str
     folders: tuple[str, ...]
     kind: str
-    """file, folder_link, symlink, fifo, socket, device or gone."""
+    """file, folder_link, symlink, fifo, socket, device, gone, or truncated (a member its archive breaks off in)."""
     size: int = 0
+    member: str | None = None
+    """Name inside the archive at `path`, percent-encoded like a URI; None for a file of its own."""
 
     @property
     def suffix(self) -> str:
@@ -82,6 +85,8 @@ class Entry:
             return None if self.size else (Reason.EMPTY, "the file has no bytes")
         if self.kind in ("symlink", "folder_link"):
             return (Reason.SYMLINK, "links are not followed")
+        if self.kind == "truncated":
+            return (Reason.TRUNCATED, "the archive breaks off in this member")
         if self.kind == "gone":
             return (Reason.CHANGED, "the file vanished while the folder was listed")
         return (Reason.SPECIAL_FILE, f"a {self.kind}, not a regular file")
@@ -128,6 +133,11 @@ def walk(roots: Iterable[Path], *, skipped: Counter[str]) -> Iterator[Entry]:
                 yield entry
 
 
+def is_clutter(name: bytes) -> bool:
+    """Whether a name is what other systems leave between files: AppleDouble, thumbnails, folder settings."""
+    return name in _CLUTTER or name.startswith(b"._")
+
+
 def _below(base: bytes, folders: tuple[str, ...], skipped: Counter[str]) -> Iterator[Entry]:
     # A stack of our own: a tree may be deeper than Python likes to recurse.
     stack = [(base, folders)]
@@ -142,7 +152,7 @@ def _below(base: bytes, folders: tuple[str, ...], skipped: Counter[str]) -> Iter
             ) from error
         inner = []
         for each in found:
-            if each.name in _CLUTTER or each.name.startswith(b"._"):
+            if is_clutter(each.name):
                 skipped["hidden"] += 1
                 continue
             try:

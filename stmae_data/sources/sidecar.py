@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["MAX_SIDECAR_BYTES", "Sidecar", "hashtags", "normalise_tag", "read_sidecar", "safe_url"]
+__all__ = ["MAX_SIDECAR_BYTES", "Sidecar", "hashtags", "normalise_tag", "parse_sidecar", "read_sidecar", "safe_url"]
 
 MAX_SIDECAR_BYTES = 4 << 20
 _MAX_TAGS = 500
@@ -40,9 +40,16 @@ class Sidecar:
 def read_sidecar(path: bytes) -> Sidecar:
     """Read one metadata file; a bad one is said to be bad and never stops anything."""
     try:
-        data = _read_guarded(path)
+        return parse_sidecar(_read_guarded(path))
+    except (OSError, ValueError):
+        return Sidecar(is_bad=True)
+
+
+def parse_sidecar(data: bytes) -> Sidecar:
+    """What the bytes of a metadata file say."""
+    try:
         value = json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError):
+    except (ValueError, RecursionError):
         return Sidecar(is_bad=True)
     if not isinstance(value, dict):
         return Sidecar(is_bad=True)

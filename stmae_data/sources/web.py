@@ -2,19 +2,21 @@
 
 A file is a sidecar, and no clip, when its name ends in `.info.json`, or when it has one of the endings of `SIDECAR_SUFFIXES` and a
 file beside it, of another ending, has the same stem (`a.mp4` and `a.json`) or is the rest of its name (`a.mp4` and `a.mp4.json`).
-Links, pipes, sockets and devices become rows that say so; nothing is followed and nothing but sidecars is opened.
+An archive is a file like any other, unless it is itself given as a root: then its members are the clips. Links, pipes, sockets and devices become rows that say so; nothing is followed and nothing but sidecars is opened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
+from stmae_data.errors import ClipRejected
 from stmae_data.manifest import Manifest
 from stmae_data.records import Annotation, SourceRow
+from stmae_data.sources.archives import expand, open_member
 from stmae_data.sources.listing import Entry, SourceListing, folder_split, source_uri, walk, wanted_splits
-from stmae_data.sources.sidecar import Sidecar, read_sidecar
+from stmae_data.sources.sidecar import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar, read_sidecar
 
 __all__ = ["SIDECAR_SUFFIXES", "rows"]
 
@@ -32,8 +34,8 @@ def rows(manifest: Manifest, *, roots: Sequence[Path], splits: Sequence[str] | N
     """
     listing = SourceListing()
     wanted = wanted_splits(manifest, splits)
-    entries = walk(roots, skipped=listing.skipped)
-    for _, group in groupby(entries, key=lambda each: each.path.rpartition(b"/")[0]):
+    entries = chain.from_iterable(_entries(root, listing) for root in roots)
+    for _, group in groupby(entries, key=lambda each: (each.path.rpartition(b"/")[0], each.folders)):
         together = list(group)
         clips = _clips(together)
         listing.skipped["sidecar"] += len(together) - len(clips)
@@ -53,6 +55,11 @@ def rows(manifest: Manifest, *, roots: Sequence[Path], splits: Sequence[str] | N
         )
     listing.skipped = +listing.skipped  # drops the zeros
     return listing
+
+
+def _entries(root: Path, listing: SourceListing) -> Iterable[Entry]:
+    found = walk([root], skipped=listing.skipped)
+    return expand(found, listing) if root.is_file() else found
 
 
 def _clips(together: Iterable[Entry]) -> list[Entry]:
@@ -81,14 +88,25 @@ def _sidecar(entry: Entry, sidecars: dict[str, Entry]) -> Sidecar:
     stem = _stem(entry.name)
     for name in (f"{stem}.info.json", f"{entry.name}.info.json", f"{stem}.json", f"{entry.name}.json"):
         if name in sidecars and name != entry.name:
-            return read_sidecar(sidecars[name].path)
+            return _read(sidecars[name])
     return Sidecar()
+
+
+def _read(entry: Entry) -> Sidecar:
+    if entry.member is None:
+        return read_sidecar(entry.path)
+    try:
+        pieces = open_member(source_uri(entry.path), entry.member, max_bytes=MAX_SIDECAR_BYTES)
+        return parse_sidecar(b"".join(pieces))
+    except ClipRejected:
+        return Sidecar(is_bad=True)
 
 
 def _row(manifest: Manifest, entry: Entry, split: str, sidecar: Sidecar) -> SourceRow:
     return SourceRow(
         split=split,
         source_uri=source_uri(entry.path),
+        source_member=entry.member,
         platform=sidecar.platform or "file",
         platform_id=sidecar.platform_id,
         source_bytes=entry.size if entry.kind == "file" else None,
