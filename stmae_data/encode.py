@@ -113,11 +113,12 @@ def encode_clip(
         raise UsageError(
             f"Encoding {encoding.mode!r} keeps files whole and cannot cut a span; use layered, lean or fast."
         )
-    took = _pass(descriptor, header, encoding=encoding, span=span)
+    planned_seconds = span.seconds if span is not None else header.planned_seconds
+    took = _pass(descriptor, _graph_of(header, encoding, span, None), planned_seconds=planned_seconds)
     flags = set()
     if not took.has_usable_times():
         fps = header.claimed_fps if header.claimed_fps and 1 <= header.claimed_fps <= 240 else float(STORED_FPS)
-        took = _pass(descriptor, header, encoding=encoding, span=span, frame_order_fps=fps)
+        took = _pass(descriptor, _graph_of(header, encoding, span, fps), planned_seconds=planned_seconds)
         if not took.has_usable_times():
             raise ClipRejected(Reason.BAD_TIMING, "frames cannot be put in order of time")
         flags.add("frame_order_timing")
@@ -160,22 +161,36 @@ class _Pass:
         return bool(np.isfinite(self.times).all() and (steps > 0).mean() >= 0.9) if len(steps) else True
 
 
-def _pass(
-    descriptor: int, header: Header, *, encoding: Encoding, span: ClipSpan | None, frame_order_fps: float | None = None
-) -> _Pass:
-    planned_seconds = span.seconds if span is not None else header.planned_seconds
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """Everything ffmpeg's arguments depend on but the descriptors."""
+
+    encoding: Encoding
+    span: ClipSpan | None
+    frame_order_fps: float | None
+    stream_index: int
+    stored_size_px: tuple[int, int]
+    first_frame_seconds: float
+    has_alpha: bool
+    is_interlaced: bool
+
+
+def _graph_of(header: Header, encoding: Encoding, span: ClipSpan | None, frame_order_fps: float | None) -> _Graph:
+    return _Graph(
+        encoding,
+        span,
+        frame_order_fps,
+        header.stream_index,
+        _stored_size(header, encoding.short_side_px),
+        header.first_frame_seconds if span is None and frame_order_fps is None else 0.0,
+        header.has_alpha,
+        header.is_interlaced,
+    )
+
+
+def _pass(descriptor: int, graph: _Graph, *, planned_seconds: float) -> _Pass:
     with _memory_files(5) as (media, frames, frame_times, times, report):
-        arguments = [
-            ffmpeg_executable(),
-            *_arguments(
-                descriptor,
-                header,
-                encoding=encoding,
-                span=span,
-                frame_order_fps=frame_order_fps,
-                outputs=(media, frames, frame_times, times),
-            ),
-        ]
+        arguments = _arguments(graph, descriptor, (media, frames, frame_times, times))
         for is_last_try in (False, True):
             os.lseek(descriptor, 0, os.SEEK_SET)
             finished = limits.run(
@@ -189,63 +204,52 @@ def _pass(
                 break
         log = _read_all(report).decode(errors="replace")
         seconds = _read_times(times)
-        if finished.kind in {"timeout", "crash", "oom"} or (finished.kind != "ok" and not len(seconds)):
+        if finished.kind != "ok":
             raise _rejection(finished, log)
-        if finished.kind != "ok" and len(seconds) >= POLICY.min_frames and encoding.mode != "copy":
-            raise ClipRejected(*reason_of(finished))
         packets, errors = _count_packets(log)
         hash_seconds = _read_times(frame_times)
         pixels = np.frombuffer(_read_all(frames), np.uint8)
         count = min(len(hash_seconds), pixels.size // HASH_SIDE_PX**2)
+        hash_times = np.round((hash_seconds[:count] - graph.first_frame_seconds) * 1000)
         return _Pass(
             media=_read_all(media),
             times=seconds,
             hash_frames=pixels[: count * HASH_SIDE_PX**2].reshape(count, HASH_SIDE_PX, HASH_SIDE_PX),
-            hash_times_ms=np.round((hash_seconds[:count] - seconds[:1]) * 1000).astype(np.int64),
+            hash_times_ms=np.nan_to_num(hash_times).astype(np.int64),
             num_packets=packets,
             num_errors=errors + log.count("corrupt decoded frame"),
             is_cut_short=re.search(r"partial file|ended prematurely|[Tt]runcat|Packet corrupt", log) is not None,
         )
 
 
-def _arguments(
-    descriptor: int,
-    header: Header,
-    *,
-    encoding: Encoding,
-    span: ClipSpan | None,
-    frame_order_fps: float | None,
-    outputs: tuple[int, int, int, int],
-) -> list[str]:
-    """ffmpeg's arguments: source -> (clip, hash frames with times, times of all frames)."""
+@functools.lru_cache(maxsize=256)  # composing costs 5 ms, and most clips of a set are alike
+def _arguments(graph: _Graph, descriptor: int, outputs: tuple[int, int, int, int]) -> tuple[str, ...]:
+    """The command line: source -> (clip, hash frames with times, times of all frames)."""
     media, frames, frame_times, times = outputs
-    source = ffmpeg.input("fd:", **_input_options(descriptor, span))
-    picture = source[str(header.stream_index)]
-    if frame_order_fps is not None:
-        picture = picture.filter("setpts", f"N/({frame_order_fps:.6f}*TB)")
-    if header.has_alpha:  # shown over black: colours times alpha, then alpha forgotten
+    source = ffmpeg.input("fd:", **_input_options(descriptor, graph.span))
+    picture = source[str(graph.stream_index)]
+    if graph.frame_order_fps is not None:
+        picture = picture.filter("setpts", f"N/({graph.frame_order_fps:.6f}*TB)")
+    if graph.has_alpha:  # shown over black: colours times alpha, then alpha forgotten
         picture = picture.filter("format", "gbrap").filter("premultiply", inplace=1).filter("format", "gbrp")
     targets = []
-    if encoding.mode in _X264:
+    if graph.encoding.mode in _X264:
         branches = ffmpeg.filter_multi_output(picture, "split", 3)
-        targets.append(_clip_output(branches[2], header, encoding=encoding, target=_path(media)))
+        targets.append(_clip_output(branches[2], graph, target=_path(media)))
     else:
         branches = ffmpeg.filter_multi_output(picture, "split", 2)
-        if encoding.mode == "remux":
-            whole = source[str(header.stream_index)]
+        if graph.encoding.mode == "remux":
+            whole = source[str(graph.stream_index)]
             targets.append(ffmpeg.output(whole, _path(media), **{"c": "copy", "f": "mp4", **_CLEAN}))
+    thinned = _thin(branches[0], graph.first_frame_seconds)
     targets.append(
-        ffmpeg.output(
-            _hash_frames(branches[0]),
-            _path(frames),
-            **{"c:v": "rawvideo", "f": "rawvideo", **_times_to(frame_times)},
-        )
+        ffmpeg.output(thinned, _path(frames), **{"c:v": "rawvideo", "f": "rawvideo", **_times_to(frame_times)})
     )
     targets.append(ffmpeg.output(branches[1], "-", **{"c:v": "wrapped_avframe", "f": "null", **_times_to(times)}))
     together = ffmpeg.merge_outputs(*targets).global_args(
         "-nostdin", "-hide_banner", "-nostats", "-v", "error", "-filter_complex_threads", "1", "-max_error_rate", "1"
     )
-    return [str(each) for each in ffmpeg.get_args(together, overwrite_output=True)]
+    return (ffmpeg_executable(), *(str(each) for each in ffmpeg.get_args(together, overwrite_output=True)))
 
 
 def _input_options(descriptor: int, span: ClipSpan | None) -> dict[str, Any]:
@@ -273,10 +277,12 @@ _CLEAN: dict[str, Any] = {
 }
 
 
-def _clip_output(picture: Any, header: Header, *, encoding: Encoding, target: str) -> Any:
-    width, height = _stored_size(header, encoding.short_side_px)
-    picture = picture.filter("setpts", "PTS-STARTPTS")
-    if header.is_interlaced:
+def _clip_output(picture: Any, graph: _Graph, *, target: str) -> Any:
+    width, height = graph.stored_size_px
+    if graph.first_frame_seconds:
+        # A constant: STARTPTS would begin anew when the picture changes its size on the way.
+        picture = picture.filter("setpts", f"PTS-{graph.first_frame_seconds:.6f}/TB")
+    if graph.is_interlaced:
         picture = picture.filter("bwdif", mode="send_frame", deint="interlaced")
     picture = picture.filter("fps", STORED_FPS, start_time=0)
     picture = picture.filter(
@@ -299,14 +305,17 @@ def _clip_output(picture: Any, header: Header, *, encoding: Encoding, target: st
         "flags:v": "+bitexact",
         "f": "mp4",
         **_CLEAN,
-        **_X264[encoding.mode],
+        **_X264[graph.encoding.mode],
     }
     return ffmpeg.output(picture, target, **options)
 
 
-def _hash_frames(picture: Any) -> Any:
-    """The first frame of every eighth of a second since the first, 64x64 luma."""
-    this, last = (f"floor(({name}-start_t)*{HASHES_PER_SECOND}+{_BIN_SLACK})" for name in ("t", "prev_selected_t"))
+def _thin(picture: Any, first_frame_seconds: float) -> Any:
+    """The first frame of every eighth of a second since the first frame, as 64x64 luma."""
+    this, last = (
+        f"floor(({name}-{first_frame_seconds:.6f})*{HASHES_PER_SECOND}+{_BIN_SLACK})"
+        for name in ("t", "prev_selected_t")
+    )
     picture = picture.filter("select", f"isnan(prev_selected_t)+gt({this},{last})")
     picture = picture.filter("scale", HASH_SIDE_PX, HASH_SIDE_PX, flags="area+accurate_rnd+bitexact", out_range="tv")
     return picture.filter("format", "gray")

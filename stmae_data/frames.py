@@ -217,7 +217,11 @@ def _read_general(container: InputContainer, stream: VideoStream, collector: _Co
         if is_skipped is not skipping:
             context.skip_frame = "NONREF" if is_skipped else "DEFAULT"
             skipping = is_skipped
-        for frame in context.decode(packet):
+        try:
+            frames = context.decode(packet)
+        except av.error.InvalidDataError:
+            continue  # the frame stays missing
+        for frame in frames:
             if frame.pts is not None and frame.pts in order:
                 collector.take(order[frame.pts], frame)
         if not collector.missing:

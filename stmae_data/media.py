@@ -75,7 +75,8 @@ class Header:
     """What the container and the first decoded frame say. Claims, not facts: lengths and rates are measured when decoding.
 
     `width_px`, `height_px` are coded sizes; `rotation_degrees` is the counter-clockwise turn that makes the picture upright as PyAV
-    tells it; `sample_aspect` is the pixel's width over its height; `stream_index` is the picture stream chosen.
+    tells it; `sample_aspect` is the pixel's width over its height; `stream_index` is the picture stream chosen. `first_frame_seconds` counts
+    from `start_seconds`, where the container starts: pictures may begin later than sound.
     """
 
     container: str
@@ -93,6 +94,7 @@ class Header:
     claimed_frames: int
     claimed_fps: float | None
     start_seconds: float | None
+    first_frame_seconds: float
     num_bytes: int
 
     @property
@@ -227,6 +229,7 @@ _COMPLAINTS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (Reason.BOMB, ("picture size", "invalid dimensions", "max_pixels", "image area")),
     (Reason.UNSAFE_PLAYLIST, ("not on whitelist", "not in whitelist", "not allowed")),
     (Reason.TRUNCATED, ("moov atom not found", "end of file", "partial file")),
+    (Reason.FILTERED, ("could not find tag for codec", "not currently supported in container", "supported in mp4")),
     (Reason.NO_VIDEO, ("matches no streams", "does not contain any stream")),
     (Reason.DECODE_ERROR, ("invalid data found", "error while decoding", "nothing was written", "decoder")),
     (Reason.CORRUPT_HEADER, ("error opening input", "invalid argument")),
@@ -325,6 +328,8 @@ def _header_of(container: InputContainer, size: int) -> Header:
     rotation = round(frame.rotation) if frame is not None else 0
     layout = frame.format if frame is not None else context.format
     rate = stream.average_rate or stream.guessed_rate
+    start = _start_seconds(container, stream)
+    first = start if frame is None else frame.time
     header = Header(
         container=container.format.name.split(",")[0],
         video_codec=context.codec.canonical_name,
@@ -340,11 +345,19 @@ def _header_of(container: InputContainer, size: int) -> Header:
         claimed_seconds=None if container.duration is None else max(0.0, container.duration / av.time_base),
         claimed_frames=stream.frames,
         claimed_fps=float(rate) if rate else None,
-        start_seconds=None if container.start_time is None else container.start_time / av.time_base,
+        start_seconds=start,
+        first_frame_seconds=max(0.0, round((first or 0.0) - (start or 0.0), 6)),
         num_bytes=size,
     )
     _check_picture(*header.upright_size_px)
     return header
+
+
+def _start_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    """What ffmpeg takes as zero: the container's start, or, where time stamps may jump, that of the stream in use."""
+    if container.format.name in {"mpeg", "mpegts"} and stream.start_time is not None and stream.time_base:
+        return float(stream.start_time * stream.time_base)
+    return None if container.start_time is None else container.start_time / av.time_base
 
 
 def _has_alpha(pixel_format: str) -> bool:
