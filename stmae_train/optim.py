@@ -70,7 +70,7 @@ def adamw(
     groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; its rates are 0 until `set_learning_rate` sets them."""
-    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps)
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -113,11 +113,11 @@ def _colours(vectors: Tensor) -> Tensor:
     return vectors.reshape(*vectors.shape[:-1], -1, COLOURS)
 
 
-def hog(images: Tensor) -> Tensor:
-    """Histograms of oriented gradients [B, C, 9, H / 8, W / 8] of images [B, C, H, W].
+def hog(images: Tensor, *, bins: int = HOG_BINS, cell_px: int = HOG_CELL_PX) -> Tensor:
+    """Histograms of oriented gradients [B, C, bins, H / cell, W / cell] of images [B, C, H, W].
 
-    Sobel gradients per colour over a reflected border; the angle counts modulo pi in 9 hard bins; magnitudes are
-    summed in cells of 8 px and every cell's 9 bins are scaled to length 1.
+    Sobel gradients per colour over a reflected border; the angle counts modulo pi in hard bins; magnitudes are summed
+    in square cells and every cell's bins are scaled to length 1.
     """
     batch, colours, height, width = images.shape
     sobel = images.new_tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
@@ -127,10 +127,10 @@ def hog(images: Tensor) -> Tensor:
     magnitude = torch.stack([across, down], dim=-1).norm(dim=-1)
     # The published operator swaps the arguments; bins are counted from its angle.
     angle = torch.atan2(across, down)
-    bins = (angle / torch.pi * HOG_BINS).floor().long() % HOG_BINS
-    votes = magnitude.new_zeros(len(padded), HOG_BINS, height, width).scatter_(1, bins, magnitude)
-    cells = F.avg_pool2d(votes, HOG_CELL_PX) * HOG_CELL_PX**2
-    return F.normalize(cells, dim=1, eps=1e-12).reshape(batch, colours, HOG_BINS, *cells.shape[2:])
+    chosen = (angle / torch.pi * bins).floor().long() % bins
+    votes = magnitude.new_zeros(len(padded), bins, height, width).scatter_(1, chosen, magnitude)
+    cells = F.avg_pool2d(votes, cell_px) * cell_px**2
+    return F.normalize(cells, dim=1, eps=1e-12).reshape(batch, colours, bins, *cells.shape[2:])
 
 
 def _hog_vectors(frames: Tensor, grid: Grid, *, ids: Tensor | None) -> Tensor:

@@ -92,10 +92,12 @@ def patchify(clips: Tensor, grid: Grid, *, ids: Tensor | None = None, order: Ord
     permuted = cut.permute(0, 2, 4, 6, 1, 3, 5, 7) if order == "colour-first" else cut.permute(0, 2, 4, 6, 3, 5, 7, 1)
     if ids is None:
         return permuted.reshape(batch, grid.length, -1)
-    # Index the strided view: only the asked tokens are copied, never the whole clip.
-    rows = torch.arange(batch, device=clips.device)[:, None]
-    picked = permuted[rows, ids // grid.places, ids // grid.w % grid.h, ids % grid.w]
-    return picked.flatten(2)
+    clip_numbers = torch.arange(batch, device=clips.device)[:, None]
+    # Few tokens: index the strided view, so the clip is never copied. Many: one dense copy and whole rows of it.
+    if 2 * ids.shape[1] < grid.length:
+        return permuted[clip_numbers, ids // grid.places, ids // grid.w % grid.h, ids % grid.w].flatten(2)
+    rows = permuted.reshape(batch * grid.length, -1)
+    return rows.index_select(0, (clip_numbers * grid.length + ids).flatten()).reshape(batch, ids.shape[1], -1)
 
 
 def unpatchify(vectors: Tensor, grid: Grid, *, colours: int = 3) -> Tensor:
@@ -201,7 +203,7 @@ class Positions(nn.Module):
 
     def take(self, ids: Tensor, grid: Grid) -> Tensor:
         """Rows [B, N, D] of the tokens `ids` [B, N]."""
-        return self.table(grid)[0][ids]
+        return F.embedding(ids, self.table(grid)[0])  # its gradient is cheaper than that of plain indexing
 
     def of_class(self) -> Tensor:
         """The class token's row [1, 1, D]."""

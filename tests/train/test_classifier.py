@@ -78,6 +78,7 @@ def test_drop_path_grows_from_zero() -> None:
 def test_a_linear_probe_forgets_scale_and_shift() -> None:
     probe = LinearProbe(8, 3)
     features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    assert (probe.norm.eps, probe.norm.momentum) == (1e-6, 0.1)  # SPEC-models A2
     assert torch.allclose(probe(features), probe(features * 7 + 3), atol=1e-4)
 
 

@@ -13,13 +13,13 @@ from stmae_train.errors import ModelError
 from stmae_train.masks import draw_masks, noise_for
 from stmae_train.model import (
     MaskedAutoencoder,
+    blocks,
     deflate_kernel,
     inflate_kernel,
     load_upstream,
     upstream_names,
     upstream_state,
 )
-from stmae_train.model.blocks import attend
 from stmae_train.recipes import lineage_options
 
 torch.set_num_threads(1)
@@ -178,11 +178,13 @@ def test_weights_that_do_not_fit_are_named() -> None:
         load_upstream(model, config, weights)
 
 
-def test_attention_is_the_same_either_way() -> None:
+@pytest.mark.parametrize("has_products", [False, True])
+def test_attention_is_the_same_either_way(has_products: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_CPU_MULTIPLIES_BF16", has_products)
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(2, 4, 10, 8, generator=generator) for _ in range(3))
-    half = attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
-    assert torch.allclose(half.float(), attend(query, key, value), atol=0.05)
+    half = blocks.attend(query.bfloat16(), key.bfloat16(), value.bfloat16())
+    assert torch.allclose(half.float(), blocks.attend(query, key, value), atol=0.05)
 
 
 def test_bf16_autocast_trains_in_float32() -> None:
