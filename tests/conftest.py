@@ -33,3 +33,49 @@ def workspace(tmp_path: Path) -> Path:
     folder = tmp_path / "workspace"
     folder.mkdir()
     return folder
+
+
+def write_video(
+    path: Path, *, number: int, num_frames: int = 20, width_px: int = 64, height_px: int = 64, fps: int = 30
+) -> None:
+    """A small real H.264 file: textured blobs that move in a direction of their own; `number` names the picture."""
+    import av
+    import numpy as np
+
+    generator = np.random.default_rng(number)
+    texture = generator.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8).astype(np.float32)
+    for axis in (0, 1):
+        texture = (texture + np.roll(texture, 1, axis) + np.roll(texture, 2, axis) + np.roll(texture, 3, axis)) / 4
+    step = generator.integers(-3, 4, 2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width_px, height_px, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "20", "preset": "veryfast"}
+        for index in range(num_frames):
+            picture = np.roll(texture, tuple(int(each) * index for each in step), (0, 1)).clip(0, 255).astype(np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="session")
+def kinetics_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree in official Kinetics naming: 3 classes, 8 train and 4 val clips, csv tables, and a manifest TOML beside them."""
+    root = tmp_path_factory.mktemp("kinetics")
+    classes = ["air drumming", "baking cookies", "zumba"]
+    for split, count, start in (("train", 8, 0), ("val", 4, 100)):
+        lines = ["label,youtube_id,time_start,time_end,split,is_cc"]
+        for number in range(count):
+            label = classes[number % 3]
+            clip = f"{'-' if number == 0 else 'v'}id{split[:2]}{number:06d}"[:11].ljust(11, "x")
+            begin = 10 * number
+            write_video(root / split / label / f"{clip}_{begin:06d}_{begin + 10:06d}.mp4", number=start + number)
+            lines.append(f'"{label}",{clip},{begin},{begin + 10},{split},0')
+        (root / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    (root / "tiny.toml").write_text(
+        'name = "tiny"\nrelease = "test"\nkind = "kinetics"\nfrom = ["."]\nshort_side_px = 64\nclips_per_shard = 3\n'
+        'evaluation_splits = ["val"]\n'
+        '[splits.train]\nannotations = ["train.csv"]\n[splits.val]\nannotations = ["val.csv"]\n'
+    )
+    return root

@@ -21,6 +21,7 @@ __all__ = [
     "command",
     "done",
     "expand_lists",
+    "facts",
     "journal",
     "make_app",
     "print_json",
@@ -94,7 +95,8 @@ def expand_lists(arguments: Sequence[str], *, options: Sequence[str], needs_posi
         if argument.startswith("-"):
             current, num_values = (argument if argument in options else None), 0
         elif current is None:
-            num_positions += 1  # the command's name is the first; another option's value counts too, which does no harm
+            follows_option = number > 0 and arguments[number - 1].startswith("-")  # then it is that option's value
+            num_positions += 0 if follows_option else 1  # the command's own name is the first
         elif num_values == 0:
             num_values = 1
         elif num_positions > 1 or arguments[0] not in needs_position:
@@ -149,11 +151,14 @@ def print_json(value: Any) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, is_json: bool = False) -> None:
     """A table on stdout (stderr beside JSON); cells are data, never markup."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(title=title, title_justify="left", header_style="bold")
+    shown = Table(
+        title=title, title_justify="left", title_style="bold", header_style="", box=SIMPLE_HEAD, pad_edge=False
+    )
     for column in columns:
         shown.add_column(column)
     for row in rows:
@@ -161,6 +166,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     target = sys.stderr if is_json else sys.stdout
     width = None if target.isatty() else 160
     Console(file=target, width=width, highlight=False).print(shown)
+
+
+def facts(title: str, value: Mapping[str, Any], *, is_json: bool = False) -> None:
+    """Nested facts as one table of two columns; the same facts that `--json` prints."""
+    table(title, ["what", "value"], list(_flat(value, 0)), is_json=is_json)
+
+
+def _flat(value: Mapping[str, Any], depth: int) -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        label = "  " * depth + str(name)
+        if isinstance(inner, Mapping) and inner:
+            yield label, ""
+            yield from _flat(inner, depth + 1)
+        elif isinstance(inner, list | tuple) and inner and isinstance(inner[0], Mapping):
+            for number, each in enumerate(inner, start=1):
+                yield f"{label} {number}", ""
+                yield from _flat(each, depth + 1)
+        elif inner not in (None, [], {}, ()):
+            yield label, ", ".join(map(str, inner)) if isinstance(inner, list | tuple) else inner
 
 
 class Progress:

@@ -257,7 +257,8 @@ def stats(
     found = run(workspace, name)
     if is_json:
         console.print_json(found.as_json())
-    console.table(f"Set {name}", *found.as_table(), is_json=is_json)
+        return
+    console.facts(f"Set {name}", found.as_json())
 
 
 @console.command(app, "show")
@@ -275,7 +276,8 @@ def show(
     story = show_clip(workspace, clip)
     if is_json:
         console.print_json(story.as_json())
-    console.table(f"Clip {clip}", *story.as_table(), is_json=is_json)
+        return
+    console.facts(f"Clip {clip}", story.as_json())
 
 
 @console.command(app, "diff")
@@ -294,7 +296,8 @@ def diff(
     found = run(workspace, first, second)
     if is_json:
         console.print_json(found.as_json())
-    console.table(f"{first} and {second}", *found.as_table(), is_json=is_json)
+        return
+    console.facts(f"{first} and {second}", found.as_json())
 
 
 @console.command(app, "sql")
@@ -353,3 +356,7 @@ def main() -> None:
     """Entry point of `stmae-data`."""
     lists = ("--from", "--annotations", "--split", "--classes", "--against", "--level")
     app(console.expand_lists(sys.argv[1:], options=lists, needs_position=("build", "leaks", "select")))
+
+
+if __name__ == "__main__":
+    main()

@@ -138,7 +138,11 @@ def build(request: BuildRequest, *, progress: Callable[[str, int, int], None] | 
             workers=request.workers,
             progress=progress,
         )
-        internal_errors = _work(folder, plan, request, progress)
+        try:
+            internal_errors = _work(folder, plan, request, progress)
+        except BaseException:
+            _sweep(folder)  # the workers are dead by now; what was committed stays, what was half-written goes
+            raise
         report = _seal(folder, plan, request, settings, encoding)
     return BuildReport(
         request.set_name,

@@ -97,7 +97,14 @@ def extend_plan(
     return committed
 
 
-_RECONCILIATION = {"kind": "VARCHAR", "split": "VARCHAR", "label": "VARCHAR", "clip_id": "VARCHAR", "detail": "VARCHAR"}
+_RECONCILIATION = {
+    "split": "VARCHAR",
+    "label": "VARCHAR",
+    "annotated": "BIGINT",
+    "present": "BIGINT",
+    "missing": "BIGINT",
+    "unannotated": "BIGINT",
+}
 
 
 def _refuse_other_settings(planned: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
@@ -163,8 +170,8 @@ def _lay_out(rows: Iterable[SourceRow], manifest: Manifest, seed: int, plan: Pla
 
 def _rows_per_shard(rows: Sequence[SourceRow], manifest: Manifest) -> int:
     """How many clips fill a shard: the manifest's count, else its bytes over the mean estimated size of a clip."""
-    if manifest.shard_samples is not None:
-        return manifest.shard_samples
+    if manifest.clips_per_shard is not None:
+        return manifest.clips_per_shard
     total = 0.0
     for row in rows:
         if row.start_ms is not None and row.end_ms is not None:
