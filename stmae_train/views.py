@@ -170,9 +170,9 @@ def random_boxes(
     fallback_height = np.where(ratio < aspect[0], np.rint(widths / aspect[0]), heights)
     width = np.where(has_fit, np.take_along_axis(wide, chosen, 1)[:, 0], fallback_width).astype(np.int64)
     height = np.where(has_fit, np.take_along_axis(tall, chosen, 1)[:, 0], fallback_height).astype(np.int64)
-    place: Floats = np.where(has_fit[:, None], draws[:, -3:-1], 0.5)
-    top = np.minimum((place[:, 0] * (heights - height + 1)).astype(np.int64), heights - height)
-    left = np.minimum((place[:, 1] * (widths - width + 1)).astype(np.int64), widths - width)
+    free_rows, free_columns = heights - height, widths - width
+    top = np.where(has_fit, (draws[:, -3] * (free_rows + 1)).astype(np.int64), free_rows // 2)
+    left = np.where(has_fit, (draws[:, -2] * (free_columns + 1)).astype(np.int64), free_columns // 2)
     return Boxes(top, left, height, width, (draws[:, -1] < 0.5) & flip)
 
 

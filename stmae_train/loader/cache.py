@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stmae_data.errors import SetError
 from stmae_train.loader.source import ClipSource
 from stmae_train.runlog import commit
 from stmae_train.views import LAYER_STEP, FrameRule
 
 __all__ = ["DEFAULT_CACHE_BYTES", "DecodedCache", "frame_bytes", "open_cache"]
 
+LOGGER = logging.getLogger("stmae.train")
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
@@ -70,10 +73,22 @@ class DecodedCache:
 def open_cache(
     workspace: Path, source: ClipSource, rule: FrameRule, *, limit_bytes: int = DEFAULT_CACHE_BYTES
 ) -> DecodedCache | None:
-    """The cache of a source, made first where it is missing; None where it cannot serve the rule or would be too large."""
+    """The cache of a source, made first where it is missing.
+
+    None where it cannot serve the rule, would be too large, or a sample is damaged: then every read meets the damage itself and
+    deals with it as it was asked to, and a repaired set is cached as if nothing had been.
+    """
     is_served = source.is_layered and rule.sampling == "aligned" and rule.stride % LAYER_STEP == 0
-    if not is_served or _estimate(source) > limit_bytes:
+    if not is_served or not limit_bytes:
         return None
+    try:
+        return None if _estimate(source) > limit_bytes else _open(workspace, source)
+    except SetError as error:
+        LOGGER.warning("%s is not cached, a sample is damaged: %s", source.index.reference, error)
+        return None
+
+
+def _open(workspace: Path, source: ClipSource) -> DecodedCache:
     files, was_made = [], False
     shards = source.index.shard[source.rows]
     for shard in np.unique(shards):
