@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from stmae_data.errors import SourceError
 from stmae_data.manifest import Manifest
 from stmae_data.records import SourceRow, plan_key
-from stmae_data.sources import kinetics, web
+from stmae_data.sources import kinetics, something, web
 from stmae_data.sources.archives import open_member
 from stmae_data.sources.listing import SourceListing, source_path, source_uri
 from stmae_data.sources.tables import TableClip, read_table_clips
 
 __all__ = ["SourceListing", "TableClip", "open_member", "read_table_clips", "rows_for", "source_path", "source_uri"]
+
+
+_LABELLED: dict[str, Callable[..., SourceListing]] = {"kinetics": kinetics.rows, "something": something.rows}
 
 
 def rows_for(
@@ -44,8 +47,8 @@ def rows_for(
     if not places:
         raise SourceError(f"Where are the files of {manifest.name}? Give their folder with --from.")
     splits, classes = splits or None, classes or None
-    if manifest.kind == "kinetics":
-        listing = kinetics.rows(manifest, roots=places, annotations=annotations, splits=splits, classes=classes)
+    if (reader := _LABELLED.get(manifest.kind)) is not None:
+        listing = reader(manifest, roots=places, annotations=annotations, splits=splits, classes=classes)
     elif manifest.kind == "folder":
         _refuse(manifest, "--annotations", annotations)
         _refuse(manifest, "--classes", classes)

@@ -7,16 +7,17 @@ or a folder holds is lost silently: clips without a file and files without an an
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stmae_data.errors import SourceError
 from stmae_data.files import sha256_file
-from stmae_data.manifest import Manifest, is_remote, label_slug
+from stmae_data.manifest import Manifest, is_remote
 from stmae_data.records import Annotation, SourceRow, kinetics_clip_id
 from stmae_data.sources.archives import expand
+from stmae_data.sources.join import Tally
 from stmae_data.sources.labels import LabelBook
 from stmae_data.sources.listing import (
     VIDEO_SUFFIXES,
@@ -25,6 +26,7 @@ from stmae_data.sources.listing import (
     folder_split,
     matching_split,
     source_uri,
+    split_in_name,
     walk,
     wanted_splits,
 )
@@ -152,7 +154,7 @@ def _tables(
 ) -> list[_Table]:
     """The tables asked for, else those the manifest names, else those that stand below the roots."""
     if given:
-        return [_read_table(path, folder_split(manifest, [path.stem])) for path in given]
+        return [_read_table(path, split_in_name(manifest, path.stem)) for path in given]
     named = [
         _read_table(Path(location), split.name)
         for split in manifest.splits
@@ -163,17 +165,12 @@ def _tables(
         return named
     found: list[_Table] = []
     for entry in entries:
-        if (
-            entry.kind != "file"
-            or entry.member is not None
-            or entry.suffix not in TABLE_SUFFIXES
-            or len(entry.folders) > _TABLE_DEPTH
-        ):
+        path = entry.file
+        if path is None or entry.suffix not in TABLE_SUFFIXES or len(entry.folders) > _TABLE_DEPTH:
             continue
-        split = folder_split(manifest, [entry.name.partition(".")[0]])
+        split = split_in_name(manifest, entry.name.partition(".")[0])
         if split is None:
             continue
-        path = Path(entry.path.decode("utf-8", "surrogateescape"))
         try:
             found.append(_read_table(path, split))
         except SourceError as error:
@@ -198,7 +195,7 @@ class _Joiner:
         self.classes = tables.labels.wanted(classes)
         self.order = {split.name: at for at, split in enumerate(manifest.splits)}
         self.present: set[_Key] = set()
-        self.unannotated: Counter[tuple[str, str | None]] = Counter()
+        self.tally = Tally()
         self.uses_folder_labels = not tables.pieces
 
     def join(self, entries: Iterable[Entry]) -> SourceListing:
@@ -217,7 +214,7 @@ class _Joiner:
                 "give the tables with --annotations, or keep the files in folders called "
                 f"{', '.join(split.name for split in self.manifest.splits)}."
             )
-        self.listing.reconciliation = self._reconcile()
+        self.listing.reconciliation = self._count()
         return self.listing
 
     def _replaced(self, entries: Iterable[Entry]) -> set[_Key]:
@@ -275,8 +272,8 @@ class _Joiner:
             return None
         label = self.tables.labels.of_folder(entry.folders[-1]) if self.uses_folder_labels else None
         annotation = self.tables.labels.annotation(label, split)
-        if split in self.splits:
-            self.unannotated[(split, annotation.label_raw)] += 1
+        if split in self.splits and self._is_wanted_class([annotation]):
+            self.tally.unannotated[(split, annotation.label_raw)] += 1
         # Without an interval the bytes have to name the clip.
         name = name or ClipName("")
         return self._row(entry, split, name.platform_id or None, name.start_ms, name.end_ms, (annotation,))
@@ -311,31 +308,15 @@ class _Joiner:
     def _is_wanted_class(self, annotations: Sequence[Annotation]) -> bool:
         return self.classes is None or any(each.label_slug in self.classes for each in annotations)
 
-    def _reconcile(self) -> list[dict[str, object]]:
-        annotated: Counter[tuple[str, str | None]] = Counter()
-        present: Counter[tuple[str, str | None]] = Counter()
+    def _count(self) -> list[dict[str, object]]:
         for key, found in self.tables.pieces.items():
             if not self._is_wanted_class(found):
                 continue
             for split in {each.split for each in found} & self.splits:
-                label = next(each.label_raw for each in found if each.split == split)
-                annotated[(split, label)] += 1
-                present[(split, label)] += key in self.present
-        unannotated = self.unannotated if self.classes is None or self.uses_folder_labels else Counter()
-        return [
-            {
-                "split": split,
-                "label": label,
-                "annotated": annotated[(split, label)],
-                "present": present[(split, label)],
-                "missing": annotated[(split, label)] - present[(split, label)],
-                "unannotated": unannotated[(split, label)],
-            }
-            for split, label in sorted(
-                annotated.keys() | unannotated.keys(), key=lambda each: (self.order[each[0]], each[1] or "")
-            )
-            if self.classes is None or label is None or label_slug(label) in self.classes
-        ]
+                place = (split, next(each.label_raw for each in found if each.split == split))
+                self.tally.annotated[place] += 1
+                self.tally.present[place] += key in self.present
+        return self.tally.lines(self.manifest)
 
 
 def _is_replacement(entry: Entry) -> bool:

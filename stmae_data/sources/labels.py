@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
 
 from stmae_data.errors import SourceError
 from stmae_data.manifest import Manifest, label_slug
@@ -16,8 +17,14 @@ __all__ = ["LabelBook"]
 class LabelBook:
     """Finds the class a text means. The index is the place in the manifest's list, else the rank among the sorted train labels."""
 
-    def __init__(self, manifest: Manifest, seen: Iterable[tuple[str | None, str]] = ()) -> None:
-        """`seen` are (label, split) of all rows of all tables."""
+    def __init__(
+        self,
+        manifest: Manifest,
+        seen: Iterable[tuple[str | None, str]] = (),
+        *,
+        ranked: Sequence[str] = (),
+    ) -> None:
+        """`seen` are (label, split) of all rows of all tables; `ranked` are classes in the release's own order, which wins."""
         self.manifest = manifest
         self.slugs: dict[str, str] = {}
         by_split: dict[str, set[str]] = {}
@@ -26,7 +33,7 @@ class LabelBook:
                 by_split.setdefault(split, set()).add(label)
         everything = set().union(*by_split.values()) if by_split else set()
         # Evaluation tables alone still give the full ranks: the releases have every class in every labelled split.
-        ranked = manifest.labels or tuple(sorted(by_split.get("train") or everything))
+        ranked = ranked or manifest.labels or tuple(sorted(by_split.get("train") or everything))
         self.index: dict[str, int] = {}
         self.names: dict[str, str] = {}
         for label in ranked:
@@ -58,12 +65,9 @@ class LabelBook:
         self,
         label: str | None,
         split: str,
-        *,
-        is_cc: bool | None = None,
-        row_number: int | None = None,
-        annotation_sha256: str | None = None,
+        **more: Any,
     ) -> Annotation:
-        """An annotation of this release; a label outside its classes has no index."""
+        """An annotation of this release, `more` being further fields; a label outside its classes has no index."""
         slug = self.slug(label) if label is not None else None
         return Annotation(
             dataset=self.manifest.name,
@@ -72,9 +76,7 @@ class LabelBook:
             label_raw=label,
             label_slug=slug,
             label_index=self.index.get(slug) if slug is not None else None,
-            is_cc=is_cc,
-            row_number=row_number,
-            annotation_sha256=annotation_sha256,
+            **more,
         )
 
     def of_folder(self, folder: str) -> str | None:

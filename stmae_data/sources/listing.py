@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -24,6 +26,7 @@ __all__ = [
     "matching_split",
     "source_path",
     "source_uri",
+    "split_in_name",
     "walk",
     "wanted_splits",
 ]
@@ -72,6 +75,11 @@ class Entry:
     def suffix(self) -> str:
         """The last ending, folded, without the dot."""
         return self.name.rpartition(".")[2].casefold() if "." in self.name else ""
+
+    @property
+    def file(self) -> Path | None:
+        """The path of a regular file of its own, None for members of archives and everything else."""
+        return Path(os.fsdecode(self.path)) if self.kind == "file" and self.member is None else None
 
     @property
     def shown(self) -> str:
@@ -197,15 +205,24 @@ def matching_split(manifest: Manifest, word: str) -> str | None:
 
 
 def folder_split(manifest: Manifest, folders: Sequence[str]) -> str | None:
-    """The split a file stands in by its folders, the outermost that names one first; None when none does."""
-    for folder in folders:
-        if (found := matching_split(manifest, folder)) is not None:
+    """The split a file stands in by its folders, root first; None when none does.
+
+    The outermost folder below the root that is called like a split decides, else the outermost with a split's word in its name
+    (`train_256`, `k400-val`), else the root if it is called like one.
+    """
+    root, below = folders[:1], folders[1:]
+    exact = (matching_split(manifest, folder) for folder in below)
+    # Only the manifest's own words count inside a name: "training dog" is a class.
+    partly = (split_in_name(manifest, folder) for folder in below)
+    own = (matching_split(manifest, folder) for folder in root)
+    return next((found for found in chain(exact, partly, own) if found is not None), None)
+
+
+def split_in_name(manifest: Manifest, name: str) -> str | None:
+    """The split a file or folder name holds as one of its words: `kinetics700_validate`, `k400-val`; None when none does."""
+    for token in re.split(r"[\W_]+", name):
+        if token and (found := manifest.split_of_word(token)) is not None:
             return found
-    for folder in folders:
-        # `train_256`, `k400-val`: a word inside the name counts when no folder is called exactly so.
-        for token in folder.replace("-", "_").replace(".", "_").replace(" ", "_").split("_"):
-            if token and (found := matching_split(manifest, token)) is not None:
-                return found
     return None
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from stmae_data.errors import SetError, SourceError
 from stmae_data.files import read_table
 
-__all__ = ["TABLE_SUFFIXES", "TableClip", "read_table_clips"]
+__all__ = ["TABLE_SUFFIXES", "TableClip", "load_json", "read_table_clips", "read_text"]
 
 TABLE_SUFFIXES = frozenset({"csv", "tsv", "txt", "json", "jsonl", "parquet"})
 
@@ -92,10 +92,24 @@ def read_table_clips(path: Path, *, needs_times: bool = False) -> list[TableClip
             return _by_name(
                 list(records[0]), (list(each.values()) for each in records), path=path, needs_times=needs_times
             )
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         if suffix in ("json", "jsonl"):
             return _from_json(text, path=path, needs_times=needs_times, by_line=suffix == "jsonl")
         return _from_text(text, path=path, needs_times=needs_times)
+    except csv.Error as error:
+        raise SourceError(f"The table {path} is not readable csv ({error}); restore it from its source.") from error
+    except SetError as error:
+        raise SourceError(f"The table {path} is not readable parquet; restore it from its source.") from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a table, without a byte order mark.
+
+    Raises:
+        SourceError: it cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise SourceError(
             f"The table {path} cannot be read ({error.strerror}); check the path and its rights."
@@ -104,10 +118,22 @@ def read_table_clips(path: Path, *, needs_times: bool = False) -> list[TableClip
         raise SourceError(
             f"The table {path} is not UTF-8 text at byte {error.start}; convert it, then run again."
         ) from error
-    except csv.Error as error:
-        raise SourceError(f"The table {path} is not readable csv ({error}); restore it from its source.") from error
-    except SetError as error:
-        raise SourceError(f"The table {path} is not readable parquet; restore it from its source.") from error
+
+
+def load_json(path: Path) -> Any:
+    """The value of a JSON table.
+
+    Raises:
+        SourceError: it cannot be read or is not JSON.
+    """
+    return _parse_json(read_text(path), path=path)
+
+
+def _parse_json(text: str, *, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"The table {path} is not readable JSON ({error}); restore it from its source.") from error
 
 
 def _from_text(text: str, *, path: Path, needs_times: bool) -> list[TableClip]:
@@ -206,10 +232,8 @@ def _from_file_name(line: str, *, path: Path, number: int) -> TableClip:
 
 
 def _from_json(text: str, *, path: Path, needs_times: bool, by_line: bool) -> list[TableClip]:
-    try:
-        value = [json.loads(line) for line in text.splitlines() if line.strip()] if by_line else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"The table {path} is not readable JSON ({error}); restore it from its source.") from error
+    lines = [line for line in text.splitlines() if line.strip()] if by_line else []
+    value = [_parse_json(line, path=path) for line in lines] if by_line else _parse_json(text, path=path)
     if isinstance(value, dict):
         database = value.get("database", value)
         value = [_flat(key, entry) for key, entry in database.items()] if isinstance(database, dict) else None

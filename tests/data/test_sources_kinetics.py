@@ -374,3 +374,21 @@ def test_official_val_tables_of_two_releases_give_one_split(shared_dir: Path, tm
     assert sum(line["annotated"] for line in listing.reconciliation) == 19_906
     assert sum(line["present"] for line in listing.reconciliation) == 1
     assert listing.rows[0].annotations[0].label_index == 0
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [
+        ("train_256/x", "train"),
+        ("x/validate", "val"),
+        ("k400-val", "val"),
+        ("training", "train"),
+        ("training dog", None),
+    ],
+)
+def test_folders_name_splits_by_whole_words(tmp_path: Path, folder: str, split: str | None) -> None:
+    root = tmp_path / "test"  # the user's own name, which says nothing while folders below do
+    clip(root / folder / f"{A}_000001_000011.mp4")
+    clip(root / "train" / f"{B}_000001_000011.mp4")
+    rows = {row.platform_id: row.split for row in rows_for(manifest(tmp_path), roots=[root]).rows}
+    assert rows.get(A) == split
