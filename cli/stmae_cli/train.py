@@ -1,0 +1,335 @@
+"""`stmae-train`: from shard sets to checkpoints, scores and studies. Each command parses, calls one function, prints."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from stmae_cli import console
+from stmae_cli.console import JsonFlag, WorkspaceOption
+
+if TYPE_CHECKING:
+    from stmae_train.config import Recipe
+
+__all__ = ["app", "main"]
+
+app = console.make_app(
+    "Pre-train masked autoencoders on any shard set, transfer them, and study what the data does to them with honest statistics."
+)
+study_app = console.make_app("Studies: fixed training, varied data, intervals and verdicts.")
+app.add_typer(study_app, name="study")
+
+HERE = Path()
+
+RecipeOption = Annotated[str, typer.Option(help="A recipe by name (stmae-train recipes) or a TOML file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a value of the recipe, as in optim.base_lr=1e-3.")
+]
+WorkersOption = Annotated[int, typer.Option(help="Decoding processes; they change speed alone.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, order, crops and masks.")]
+InitOption = Annotated[str, typer.Option(help="Weights file, run, or `random` for the untrained encoder.")]
+EvalOption = Annotated[str, typer.Option(help="SET:SPLIT to test on.")]
+TrainShards = Annotated[list[str], typer.Option(help="Labelled sets: SET[:SPLIT][/SELECTION][@WEIGHT].")]
+OutOption = Annotated[str | None, typer.Option("--out", help="Name of the run, under runs/ of the workspace.")]
+
+
+def _recipe(name: str, changes: list[str] | None) -> "Recipe":
+    from stmae_train.config import override, read_recipe
+    from stmae_train.recipes import recipe
+
+    found = read_recipe(Path(name)) if name.endswith(".toml") else recipe(name)
+    return override(found, changes or [])
+
+
+def _run_dir(workspace: Path, out: str | None, *parts: object) -> Path:
+    name = out or "-".join(str(part).replace(":", "-").replace("/", "-").replace("@", "-") for part in parts)
+    return workspace / "runs" / name
+
+
+def _init(workspace: Path, init: str) -> str:
+    run = workspace / "runs" / init
+    return str(run) if init != "random" and run.is_dir() else init
+
+
+@console.command(app, "recipes")
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this recipe as TOML.")] = None,
+    is_json: JsonFlag = False,
+) -> None:
+    """List the recipes with their sources, or print one as TOML.
+
+    Example: stmae-train recipes mae-st-l16 > mine.toml
+    """
+    from stmae_train.config import to_toml
+    from stmae_train.recipes import names, recipe
+
+    if name is not None:
+        sys.stdout.write(to_toml(recipe(name)))
+        return
+    found = [recipe(each) for each in names()]
+    if is_json:
+        console.print_json([{"name": each.name, "source": each.source} for each in found])
+        return
+    console.table("Recipes", ["name", "source"], [[each.name, each.source] for each in found])
+
+
+@console.command(app, "pretrain")
+def pretrain(
+    shards: Annotated[
+        list[str], typer.Option(help="Sets: SET[:SPLIT][/SELECTION][@WEIGHT]; several are mixed by weight.")
+    ],
+    recipe: RecipeOption,
+    changes: SetOption = None,
+    clips: Annotated[
+        int | None, typer.Option(help="Clips to see, repeats included; the recipe's number unless given.")
+    ] = None,
+    seed: SeedOption = 0,
+    workers: WorkersOption = 0,
+    checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    out: OutOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stands there.")] = False,
+    accept_new_data: Annotated[
+        bool, typer.Option("--accept-new-data", help="Resume although a set has changed.")
+    ] = False,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Pre-train a masked autoencoder.
+
+    Example: stmae-train pretrain --shards k400 --recipe mae-st-l16
+    """
+    from stmae_train.pretrain import PretrainRequest
+    from stmae_train.pretrain import pretrain as run
+
+    wanted = _recipe(recipe, changes)
+    request = PretrainRequest(
+        workspace=workspace,
+        shards=tuple(shards),
+        recipe=wanted,
+        run_dir=_run_dir(workspace, out, wanted.name, *shards, f"s{seed}"),
+        seed=seed,
+        clips=clips,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        accept_new_data=accept_new_data,
+    )
+    with console.journal(workspace, "stmae-train pretrain", {"shards": shards, "recipe": wanted.name}):
+        result = run(request, watch=lambda record: console.say(str(record)))
+    if is_json:
+        console.print_json(
+            {
+                "run": str(result.run_dir),
+                "clips": result.clips_seen,
+                "steps": result.steps,
+                "loss": result.loss,
+                "seconds": result.seconds,
+            }
+        )
+    console.done(
+        f"Saw {result.clips_seen:,} clips in {result.steps:,} steps; weights:", result.weights, is_json=is_json
+    )
+
+
+@console.command(app, "probe")
+def probe(
+    init: InitOption,
+    shards: TrainShards,
+    eval_shards: EvalOption,
+    recipe: RecipeOption,
+    kind: Annotated[str, typer.Option(help="attentive, linear or knn.")] = "attentive",
+    changes: SetOption = None,
+    seed: SeedOption = 0,
+    workers: WorkersOption = 0,
+    out: OutOption = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Train a probe on the frozen encoder and test it once.
+
+    Example: stmae-train probe --init demo-demo-k400-s0 --shards demo-k400 --eval-shards demo-k400:val --recipe demo
+    """
+    from stmae_train.probe import ProbeRequest
+    from stmae_train.probe import probe as run
+
+    request = ProbeRequest(
+        workspace=workspace,
+        init=_init(workspace, init),
+        train_shards=tuple(shards),
+        eval_shards=eval_shards,
+        kind=kind,
+        recipe=_recipe(recipe, changes),
+        run_dir=_run_dir(workspace, out, "probe", kind, Path(init).name, f"s{seed}"),
+        seed=seed,
+        workers=workers,
+    )
+    with console.journal(workspace, "stmae-train probe", {"init": init, "kind": kind}):
+        metrics = run(request)
+    _show_metrics(metrics, request.run_dir, is_json=is_json)
+
+
+@console.command(app, "finetune")
+def finetune(
+    init: InitOption,
+    shards: TrainShards,
+    eval_shards: EvalOption,
+    recipe: RecipeOption,
+    changes: SetOption = None,
+    seed: SeedOption = 0,
+    workers: WorkersOption = 0,
+    out: OutOption = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Fine-tune the encoder with labels and test it on merged views.
+
+    Example: stmae-train finetune --init demo-demo-k400-s0 --shards demo-k400 --eval-shards demo-k400:val --recipe demo
+    """
+    from stmae_train.finetune import FinetuneRequest
+    from stmae_train.finetune import finetune as run
+
+    request = FinetuneRequest(
+        workspace=workspace,
+        init=_init(workspace, init),
+        train_shards=tuple(shards),
+        eval_shards=eval_shards,
+        recipe=_recipe(recipe, changes),
+        run_dir=_run_dir(workspace, out, "finetune", Path(init).name, f"s{seed}"),
+        seed=seed,
+        workers=workers,
+    )
+    with console.journal(workspace, "stmae-train finetune", {"init": init}):
+        metrics = run(request)
+    _show_metrics(metrics, request.run_dir, is_json=is_json)
+
+
+def _show_metrics(metrics: dict[str, Any], run_dir: Path, *, is_json: bool) -> None:
+    if is_json:
+        console.print_json(metrics)
+    console.facts(
+        "Scores", {key: value for key, value in metrics.items() if not isinstance(value, list | dict)}, is_json=is_json
+    )
+    console.done("Run:", run_dir, is_json=is_json)
+
+
+@study_app.callback()
+def study() -> None:
+    """Plan, run and report studies."""
+
+
+ScaleOption = Annotated[str | None, typer.Option(help="One scale of the study file; all of them unless given.")]
+OnlyOption = Annotated[list[str] | None, typer.Option(help="Only these cells, as in arm=web,seed=0.")]
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="A study file, or the name of a shipped one (demo).")
+]
+
+
+def _study_file(name: str) -> Path:
+    from importlib.resources import files
+
+    shipped = Path(str(files("stmae_manifests.studies"))) / f"{name}.toml"
+    return shipped if shipped.is_file() and not Path(name).exists() else Path(name)
+
+
+@console.command(study_app, "plan")
+def study_plan(
+    file: StudyArgument,
+    scale: ScaleOption = None,
+    only: OnlyOption = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Expand a study into cells, with reuse, leaks and the smallest difference it can detect; run nothing.
+
+    Example: stmae-train study plan demo --scale study -w demo
+    """
+    from stmae_train.study import parse_only
+    from stmae_train.study import study_plan as run
+
+    plan = run(_study_file(file), workspace, scale=scale, only=parse_only(only or []))
+    if is_json:
+        console.print_json(plan.as_json())
+    rows = [[cell.id[:10], cell.arm, cell.task or "pretrain", cell.clips, cell.seed] for cell in plan.cells]
+    console.table(
+        f"Study {plan.name}: {len(rows)} cells", ["id", "arm", "task", "clips", "seed"], rows, is_json=is_json
+    )
+
+
+@console.command(study_app, "run")
+def study_run(
+    file: StudyArgument,
+    scale: ScaleOption = None,
+    only: OnlyOption = None,
+    workers: WorkersOption = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, run nothing.")] = False,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Run what is not done yet; several processes may work on one study.
+
+    Example: stmae-train study run demo --scale demo -w demo
+    """
+    from stmae_train.study import parse_only
+    from stmae_train.study import study_run as run
+
+    with console.journal(workspace, "stmae-train study run", {"file": file, "scale": scale}):
+        summary = run(
+            _study_file(file),
+            workspace,
+            scale=scale,
+            only=parse_only(only or []),
+            workers=workers,
+            dry_run=dry_run,
+            on_event=lambda event: console.say(str(event)),
+        )
+    if is_json:
+        console.print_json(
+            {
+                "cells": summary.cells,
+                "done": summary.done,
+                "reused": summary.reused,
+                "busy": summary.busy,
+                "waiting": summary.waiting,
+            }
+        )
+    console.done(
+        f"{summary.cells} cells: {summary.done} done now, {summary.reused} stood already, {summary.busy} busy, {summary.waiting} waiting; in",
+        summary.folder,
+        is_json=is_json,
+    )
+
+
+@console.command(study_app, "status")
+def study_status(
+    file: StudyArgument,
+    scale: ScaleOption = None,
+    only: OnlyOption = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Show the state of every cell.
+
+    Example: stmae-train study status demo -w demo
+    """
+    from stmae_train.study import parse_only
+    from stmae_train.study import study_status as run
+
+    found = run(_study_file(file), workspace, scale=scale, only=parse_only(only or []))
+    rows = [[cell.id[:10], cell.arm, cell.task or "pretrain", cell.clips, cell.seed, state] for cell, state in found]
+    if is_json:
+        console.print_json(
+            [dict(zip(("id", "arm", "task", "clips", "seed", "state"), row, strict=True)) for row in rows]
+        )
+        return
+    console.table("Cells", ["id", "arm", "task", "clips", "seed", "state"], rows)
+
+
+def main() -> None:
+    """Entry point of `stmae-train`."""
+    lists = ("--shards", "--set", "--only", "--eval")
+    app(console.expand_lists(sys.argv[1:], options=lists, needs_position=("study",)))
+
+
+if __name__ == "__main__":
+    main()
