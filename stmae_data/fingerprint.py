@@ -60,14 +60,21 @@ _COSINES: NDArray[np.float64] = np.round(np.cos(_ANGLES) * 4096)  # [16, 64]
 # A picture mirrored left to right changes the sign of every odd horizontal frequency; columns hold frequencies 1, 2, 3, ...
 _MIRROR: NDArray[np.float64] = np.where(np.arange(_BLOCK) % 2 == 0, -1.0, 1.0)  # [16], frequency = index + 1
 
+_NOISE_LEVELS: Final = 2
+"""Grey levels by which a good and a bad encode of one picture differ per pixel of 64x64."""
+_NOISE_GAIN: Final = 4096**2 * _SIDE / 2
+"""What noise of one level per pixel comes to in a coefficient: the root of the sum of squared cosine products."""
+
 MIRROR_MASK: Final = 0xAAAA_AAAA_AAAA_AAAA
 """XOR of each hash word with this is the mirrored picture's hash, up to the few bits by which the median moves."""
 
-_BAR_RANGE: Final = 10
-"""A bar's pixels stay within this many grey levels, over its whole length and the whole clip."""
+_BAR_LEVELS: Final = 3
+"""A bar's pixels stay within this many grey levels of one value in the mean over time, ..."""
+_BAR_SWING: Final = 24
+"""... and swing no further over time than codecs ring beside an edge."""
 _LEAST_CONTENT: Final = 16
 """Rows or columns of 64 that bars must leave over; below that the frame is flat rather than barred."""
-_STRAIGHT_EDGE: Final = 1 / 3
+_STRAIGHT_EDGE: Final = 0.5
 """Share of the line behind a bar that must at some time differ from the bar."""
 
 
@@ -91,12 +98,13 @@ def hash_luma(frames: NDArray[np.uint8]) -> tuple[NDArray[np.uint64], NDArray[np
         frames: [N, 64, 64] luma, area-scaled, upright.
 
     Returns:
-        Hashes [N, 4] of uint64, and quality [N] of uint8 in 0..100 (sum of grey steps between neighbours; flat frames are low).
+        Hashes [N, 4] of uint64, and quality [N] of uint8 in 0..100: the share of bits that codec noise cannot turn. A flat frame
+        has 0, the photographs and films this was looked at on have 90 and more.
 
     Raises:
         UsageError: another shape or type.
     """
-    return _pack(_transform(frames)), _quality(frames)
+    return _grade(_transform(frames))
 
 
 def fingerprint_clip(frames: NDArray[np.uint8], times_ms: NDArray[np.int64]) -> Fingerprints:
@@ -118,12 +126,11 @@ def fingerprint_clip(frames: NDArray[np.uint8], times_ms: NDArray[np.int64]) -> 
     times = np.asarray(times_ms, dtype=np.int64)
     times = times - times[0]
     coefficients = _transform(frames)
-    quality = _quality(frames)
-    views = [(0, _pack(coefficients), quality)]
+    views = [(0, *_grade(coefficients))]
     bars = find_bars(frames)
     if bars is not None:
-        views.append((1, _pack(_transform(frames, bars)), _quality(frames, bars)))
-    views.append((2, _pack(coefficients * _MIRROR), quality))
+        views.append((1, *_grade(_transform(frames, bars))))
+    views.append((2, *_grade(coefficients * _MIRROR)))
     kept = [_prune(hashes) for _, hashes, _ in views]
     return Fingerprints(
         np.concatenate([times[keep] for keep in kept]),
@@ -176,11 +183,12 @@ def find_bars(frames: NDArray[np.uint8]) -> tuple[float, float, float, float] | 
         The content's box (top, bottom, left, right) in rows and columns of 64, in fractions where a bar ends inside one; None
         where no edge has a bar, or where hardly anything would be left.
     """
-    low, high = frames.min(axis=0), frames.max(axis=0)  # [64, 64] each
+    mean = frames.mean(axis=0)  # [64, 64]
+    swing = frames.max(axis=0) - frames.min(axis=0)  # [64, 64]
     spans = []
-    for axis in (0, 1):
-        first = _bar_length(low, high, axis)
-        last = _SIDE - _bar_length(low[::-1, ::-1], high[::-1, ::-1], axis)
+    for level, change in ((mean, swing), (mean.T, swing.T)):
+        first = _bar_length(level, change)
+        last = _SIDE - _bar_length(level[::-1], change[::-1])
         if last - first < _LEAST_CONTENT:
             return None
         spans.append((first, last))
@@ -195,19 +203,17 @@ def find_bars(frames: NDArray[np.uint8]) -> tuple[float, float, float, float] | 
     )
 
 
-def _bar_length(low: NDArray[np.uint8], high: NDArray[np.uint8], axis: int) -> int:
-    """How many whole rows (axis 0) or columns (axis 1) from the start are one flat, unchanging bar with a straight edge.
+def _bar_length(mean: NDArray[np.float64], swing: NDArray[np.uint8]) -> int:
+    """How many whole rows from the top are one flat, unchanging bar with a straight edge.
 
     The straight edge tells a bar from a dark surrounding: crops that follow dark content differ from copy to copy (DEDUP §3.2).
     """
-    line_low = np.minimum.accumulate(low.min(axis=1 - axis)).astype(np.int16)
-    line_high = np.maximum.accumulate(high.max(axis=1 - axis)).astype(np.int16)
-    length = int((line_high - line_low <= _BAR_RANGE).sum())
+    is_off = (np.abs(mean - np.median(mean[0])) > _BAR_LEVELS) | (swing > _BAR_SWING)  # [64, 64]
+    is_bar = ~is_off.any(axis=1)
+    length = _SIDE if is_bar.all() else int(np.argmin(is_bar))
     if length == 0 or length + 1 >= _SIDE:
         return length
-    behind_low, behind_high = np.take(low, length + 1, axis=axis), np.take(high, length + 1, axis=axis)
-    stands_out = (behind_low < line_high[length - 1] - _BAR_RANGE) | (behind_high > line_low[length - 1] + _BAR_RANGE)
-    return length if stands_out.mean() >= _STRAIGHT_EDGE else 0
+    return length if is_off[length + 1].mean() >= _STRAIGHT_EDGE else 0
 
 
 def _edge(frames: NDArray[np.uint8], length: int, *, axis: int) -> float:
@@ -219,8 +225,8 @@ def _edge(frames: NDArray[np.uint8], length: int, *, axis: int) -> float:
     step = content - bar.mean()
     weight = float((step * step).sum())
     share = float(((mixed - bar.mean()) * step).sum()) / weight if weight else 1.0
-    share = min(max(share, 0.0), 1.0)
-    return length + (1.0 - share)
+    # In whole 64ths, so that the last bits of these sums decide nothing.
+    return length + round((1.0 - min(max(share, 0.0), 1.0)) * _SIDE) / _SIDE
 
 
 def _area_matrix(start: float, end: float) -> NDArray[np.float64]:
@@ -242,31 +248,23 @@ def _transform(frames: NDArray[np.uint8], box: tuple[float, float, float, float]
     if box is not None:
         rows = np.round(_COSINES @ _area_matrix(box[0], box[1]))
         columns = np.round(_COSINES @ _area_matrix(box[2], box[3]))
-    return np.asarray(rows @ frames.astype(np.float64) @ columns.T)
+    picture = frames.astype(np.float64)
+    product: NDArray[np.float64] = rows @ picture @ columns.T
+    return product
 
 
-def _pack(coefficients: NDArray[np.float64]) -> NDArray[np.uint64]:
-    """Bits [N, 4] of uint64: which frequencies lie above the median; row by row, first frequency in the highest bit."""
+def _grade(coefficients: NDArray[np.float64]) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
+    """Hashes [N, 4] and quality [N] of coefficients [N, 16, 16].
+
+    Bits say which frequencies lie above the median, row by row, the first in the highest bit. Quality is the share of bits, in
+    percent, that codec noise of `_NOISE_LEVELS` cannot turn.
+    """
     flat = coefficients.reshape(len(coefficients), _BLOCK * _BLOCK)
-    median = np.partition(flat, flat.shape[1] // 2 - 1, axis=1)[:, flat.shape[1] // 2 - 1, None]
-    packed = np.packbits(flat > median, axis=1)  # [N, 32]
-    return np.ascontiguousarray(packed).view(">u8").astype(np.uint64)
-
-
-def _quality(frames: NDArray[np.uint8], box: tuple[float, float, float, float] | None = None) -> NDArray[np.uint8]:
-    """0..100 per frame: how much there is to see (PDQ's sum of grey steps in percent over 90, capped)."""
-    top, bottom, left, right = (0.0, 64.0, 0.0, 64.0) if box is None else box
-    content = frames[:, int(np.ceil(top)) : int(bottom), int(np.ceil(left)) : int(right)]
-    # Scaling the content up to the whole picture repeats its lines: as many steps per line, more lines.
-    down = _steps(content[:, 1:], content[:, :-1]) * (_SIDE / (right - left))
-    across = _steps(content[:, :, 1:], content[:, :, :-1]) * (_SIDE / (bottom - top))
-    return np.minimum((down + across) // 90, 100).astype(np.uint8)
-
-
-def _steps(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Sum per frame of |one - other| in whole percent of 255; x * 201 >> 9 is x * 100 // 255 for every byte."""
-    difference = (np.maximum(one, other) - np.minimum(one, other)).astype(np.uint16)
-    return np.asarray(((difference * 201) >> 9).sum(axis=(1, 2), dtype=np.int64))
+    middle = flat.shape[1] // 2 - 1
+    above = flat - np.partition(flat, middle, axis=1)[:, middle, None]
+    hashes = np.ascontiguousarray(np.packbits(above > 0, axis=1)).view(">u8").astype(np.uint64)  # [N, 4]
+    firm = np.abs(above) > _NOISE_LEVELS * _NOISE_GAIN
+    return hashes, (firm.sum(axis=1) * 100 // flat.shape[1]).astype(np.uint8)
 
 
 def _prune(hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
