@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from stmae_data.errors import SourceError
 from stmae_data.manifest import Manifest
 from stmae_data.records import SourceRow, plan_key
-from stmae_data.sources import kinetics, something, web
+from stmae_data.sources import imagenet, kinetics, something, web
 from stmae_data.sources.archives import open_member
 from stmae_data.sources.listing import SourceListing, source_path, source_uri
 from stmae_data.sources.tables import TableClip, read_table_clips
@@ -17,7 +17,11 @@ from stmae_data.sources.tables import TableClip, read_table_clips
 __all__ = ["SourceListing", "TableClip", "open_member", "read_table_clips", "rows_for", "source_path", "source_uri"]
 
 
-_LABELLED: dict[str, Callable[..., SourceListing]] = {"kinetics": kinetics.rows, "something": something.rows}
+_LABELLED: dict[str, Callable[..., SourceListing]] = {
+    "kinetics": kinetics.rows,
+    "something": something.rows,
+    "imagenet": imagenet.rows,
+}
 
 
 def rows_for(

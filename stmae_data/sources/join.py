@@ -60,6 +60,7 @@ def join_by_name(
     platform: str,
     media_kind: str,
     listing: SourceListing,
+    split_of: Callable[[Entry], str | None] | None = None,
     splits: Sequence[str] | None,
     classes: Collection[str] | None,
 ) -> SourceListing:
@@ -69,6 +70,7 @@ def join_by_name(
         known: annotations by name; more than one split may name a file.
         name_of: the name a file goes by, None for files that are no clips.
         clip_id_of: the clip id of a name.
+        split_of: the split a file belongs to by its place, its folders unless said.
 
     Raises:
         SourceError: no file belongs to any split.
@@ -81,7 +83,7 @@ def join_by_name(
         if name is None:
             listing.skipped["other_file"] += 1
             continue
-        standing = folder_split(manifest, entry.folders)
+        standing = split_of(entry) if split_of is not None else folder_split(manifest, entry.folders)
         found = known.get(name)
         if found is not None:
             annotations = sorted(found.annotations, key=lambda each: each.split != standing)

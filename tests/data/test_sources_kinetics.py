@@ -383,7 +383,7 @@ def test_official_val_tables_of_two_releases_give_one_split(shared_dir: Path, tm
         ("x/validate", "val"),
         ("k400-val", "val"),
         ("training", "train"),
-        ("training dog", None),
+        ("training dog", "test"),
     ],
 )
 def test_folders_name_splits_by_whole_words(tmp_path: Path, folder: str, split: str | None) -> None:
