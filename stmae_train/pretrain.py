@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
-from stmae_train import checkpoint as checkpoints
-from stmae_train.checkpoint import newest_checkpoint, save_checkpoint, save_weights
+from stmae_train.checkpoint import StepLoop, save_weights
 from stmae_train.config import Recipe
 from stmae_train.distributed import World, start_world, stop_world
-from stmae_train.errors import ConfigError, DataMismatch, RunInterrupted
-from stmae_train.loader import DEFAULT_CACHE_BYTES, Batch, ClipSource, CropRule, ReadOptions, TrainLoader, open_sources
+from stmae_train.errors import ConfigError
+from stmae_train.loader import DEFAULT_CACHE_BYTES, Batch, CropRule, ReadOptions, TrainLoader, open_sources
 from stmae_train.masks import draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
-from stmae_train.optim import adamw, parameter_groups, set_learning_rate
-from stmae_train.runlog import (
-    Guard,
-    Meter,
-    RunFolder,
-    StepRecord,
-    StopSignals,
-    autocast,
-    data_entry,
-    peak_flops,
-    peak_memory_bytes,
-    train_flops,
-    update_weights,
-    write_card,
-)
+from stmae_train.optim import adamw, parameter_groups
+from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops, update_weights, write_card
 from stmae_train.schedule import learning_rate
 from stmae_train.views import FrameRule
 
 __all__ = ["PretrainRequest", "RunResult", "pretrain"]
-
-LOGGER = logging.getLogger("stmae.train")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,30 +129,18 @@ def _finished(run: RunFolder) -> RunResult:
     )
 
 
-@dataclass(slots=True)
-class _Spent:
-    """What the run has cost, over all its interruptions."""
-
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    stall_seconds: float = 0.0
-    bytes_read: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
 class _Training:
-    """One pre-training run in one process: everything is set up here, in order; `go` is the loop."""
+    """One pre-training run in one process: everything is set up here, in the order it is needed; then `go`."""
 
     def __init__(self, request: PretrainRequest, world: World, run: RunFolder | None) -> None:
         self.request, self.world, self.run = request, world, run
         recipe = self.recipe = request.recipe
 
         # Data: the order of all draws is fixed from here on.
-        self.sources = open_sources(request.workspace, request.shards)
         data = recipe.data
         self.loader = TrainLoader(
             request.workspace,
-            self.sources,
+            open_sources(request.workspace, request.shards),
             rule=FrameRule(data.num_frames, data.frame_stride, data.fps, data.sampling),
             crop=CropRule(data.crop_area, data.crop_aspect, data.flip),
             seed=request.seed,
@@ -183,187 +154,94 @@ class _Training:
         self.steps = math.ceil(_total_clips(request) / self.loader.clips_per_step)
         if self.steps < 1:
             raise ConfigError(f"A run of {_total_clips(request)} clips has no step; ask for at least one clip.")
+        shares = self.loader.mix.shares
+        drawn = [round(self.steps * self.loader.clips_per_step * share) for share in shares]
+        self.entries = [
+            source.entry("train", clips_drawn=count) for source, count in zip(self.loader.sources, drawn, strict=True)
+        ]
 
-        # Model and optimiser.
+        # Model.
         self.model = MaskedAutoencoder(recipe.model, seed=request.seed).to(world.device)
+        self.trained = world.wrap(self.model)
+
+        # Optimiser. Fused: it can skip a non-finite step without asking the device.
         groups = parameter_groups(
             self.model, weight_decay=recipe.optim.weight_decay, decay_rule=recipe.optim.decay_rule
         )
-        # Fused: it can skip a non-finite step without asking the device.
-        groups = [{**group, "fused": True} for group in groups]
-        self.optimizer = adamw(groups, betas=recipe.optim.betas, eps=recipe.optim.eps)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-
-        # Where an earlier process stopped.
-        self.guard, self.spent, self.step = Guard(), _Spent(), 0
-        if request.resume:
-            self._resume()
-        self.trained = world.wrap(self.model)
-        self.meter = Meter(
-            steps=self.steps,
-            clips_per_step=self.loader.clips_per_step,
-            flops_per_clip=train_flops(recipe.model),
-            peak_flops=peak_flops(world.device),
+        self.optimizer = adamw(
+            [{**group, "fused": True} for group in groups], betas=recipe.optim.betas, eps=recipe.optim.eps
         )
-        self.log_every = request.log_every or max(1, min(50, self.steps // 20))
-        self.checkpoint_every = request.checkpoint_every or max(1, self.steps // 10)
-        self.entries = [_entry(source, self._drawn(number)) for number, source in enumerate(self.sources)]
+
+        # The loop, where an earlier process left it.
+        self.loop = StepLoop(
+            run,
+            world,
+            model=self.model,
+            optimizer=self.optimizer,
+            loader=self.loader,
+            steps=self.steps,
+            flops_per_clip=train_flops(recipe.model),
+            log_every=request.log_every,
+            checkpoint_every=request.checkpoint_every,
+        )
+        if request.resume:
+            self.loop.resume(request.run_dir, accept_new_data=request.accept_new_data)
 
     def go(self, watch: Callable[[StepRecord], None] | None) -> RunResult:
-        """Train to the end, checkpoint on the way, write what the run leaves."""
+        """Train to the end and write what the run leaves."""
         if self.run is not None:
             self.run.write_data(self.entries)
-            self.run.forget_after(self.step)
-        record: StepRecord | None = None
-        batches = self.loader.batches(self.step, self.steps)
-        self.meter.begin(self.step)
-        with StopSignals() as signals:
-            while self.step < self.steps:
-                rate = self._rate()
-                set_learning_rate(self.optimizer, rate)
-                with self.meter.watch.waiting():
-                    parts = [next(batches) for _ in range(self.loader.accumulate)]
-                self._update(parts)
-                self.step += 1
-                is_last = self.step == self.steps
-                if self.step % self.log_every == 0 or is_last:
-                    record = self._log(rate, watch)
-                stop = self.world.any(signals.received or 0)
-                if stop or is_last or self.step % self.checkpoint_every == 0:
-                    self._checkpoint()
-                if stop and not is_last:
-                    raise RunInterrupted(stop)
-        batches.close()
+        record = self.loop.go(self._update, rate=self._rate, watch=watch)
         return self._end(record)
 
-    def _rate(self) -> float:
+    def _rate(self, step: int) -> float:
+        clips = self.loader.clips_per_step
         return learning_rate(
-            self.recipe.optim,
-            clips=self.step * self.loader.clips_per_step,
-            repeats=self.loader.repeats,
-            total_clips=self.steps * self.loader.clips_per_step,
+            self.recipe.optim, clips=step * clips, repeats=self.loader.repeats, total_clips=self.steps * clips
         )
 
-    def _update(self, parts: list[Batch]) -> None:
+    def _update(self, step: int, parts: Sequence[Batch]) -> Update:
         """Forward and backward for every micro-batch, then one guarded step."""
         losses = []
         for part in parts:
-            clips = part.clips(self.recipe.model, device=self.world.device)
+            clips = part.clips(self.recipe.model, device=self.world.device)  # [B, 3, T, H, W]
             with autocast(self.world.device, self.recipe.optim.precision):
                 loss = self.trained(clips, **self._hidden(part)).loss
             (loss / len(parts)).backward()
             losses.append(loss)
-        ids = tuple(clip_id for part in parts for clip_id in part.clip_ids)
-        self.guard.add(
-            update_weights(
-                self.optimizer,
-                self.parameters,
-                step=self.step + 1,
-                losses=losses,
-                grad_clip=self.recipe.optim.grad_clip,
-                clip_ids=ids,
-            )
+        return update_weights(
+            self.optimizer,
+            self.parameters,
+            step=step + 1,
+            losses=losses,
+            grad_clip=self.recipe.optim.grad_clip,
+            clip_ids=tuple(clip_id for part in parts for clip_id in part.clip_ids),
         )
 
-    def _hidden(self, part: Batch) -> dict[str, torch.Tensor]:
-        """What hides tokens of a batch: noise for random masks, which need no count, else masks."""
+    def _hidden(self, part: Batch) -> dict[str, Tensor]:
+        """What hides tokens of a batch: noise for random masks, which needs no counting, else masks."""
         numbers = part.numbers.tolist()
         if self.recipe.model.mask == "random":
             return {"noise": noise_for(self.request.seed, numbers, math.prod(self.recipe.model.grid_shape))}
         return {"mask": draw_masks(self.recipe.model, seed=self.request.seed, sample_numbers=numbers)}
 
-    def _log(self, rate: float, watch: Callable[[StepRecord], None] | None) -> StepRecord:
-        loss, norm = self.guard.take()
-        if self.world.size > 1 and loss is not None:
-            loss = float(self.world.mean(torch.tensor(loss, device=self.world.device)))
-        record = self.meter.record(self.step, loss=loss, lr=rate, grad_norm=norm)
-        if self.run is not None:
-            self.run.log(record)
-            LOGGER.info("%s", record)
-            if watch is not None:
-                watch(record)
-        return record
-
-    def _checkpoint(self) -> None:
-        """Judge every update first: a checkpoint holds no weights that were not looked at."""
-        self.guard.look()
-        if self.run is not None:
-            save_checkpoint(
-                self.run.path / "checkpoints",
-                step=self.step,
-                weights=self.model.state_dict(),
-                optimizer=checkpoints.optimizer_tensors(self.optimizer),
-                state={
-                    "clips": self.step * self.loader.clips_per_step,
-                    "digests": self._digests(),
-                    "skipped_steps": self.guard.skipped,
-                    "world_size": self.world.size,
-                    "cost": self._cost(),
-                },
-            )
-        self.world.wait()
-
-    def _digests(self) -> dict[str, str]:
-        return {str(source.index.reference): source.index.digest for source in self.sources}
-
-    def _resume(self) -> None:
-        found = newest_checkpoint(self.request.run_dir / "checkpoints")
-        if found is None:
-            return
-        changed = [name for name, digest in self._digests().items() if found.state["digests"].get(name) != digest]
-        if changed and not self.request.accept_new_data:
-            raise DataMismatch(
-                f"{changed[0]} is not what {self.request.run_dir} was started with (digest {found.state['digests'].get(changed[0], 'none')[:12]}, "
-                f"now {self._digests()[changed[0]][:12]}); restore the set, or go on with --accept-new-data."
-            )
-        checkpoints.load_model(self.model, found.weights, where=f"Checkpoint {found.step} of {self.request.run_dir}")
-        checkpoints.load_optimizer(self.optimizer, found.optimizer)
-        self.step = found.step
-        self.guard.skipped = list(found.state["skipped_steps"])
-        cost = found.state["cost"]
-        self.spent = _Spent(cost["seconds"], cost["cpu_seconds"], cost["stall_seconds"], cost["bytes_read"])
-        LOGGER.info("Resumed at step %d of %d.", self.step, self.steps)
-
-    def _drawn(self, number: int) -> int:
-        """Clips the whole run draws from one of its sets."""
-        return round(self.steps * self.loader.clips_per_step * self.loader.mix.shares[number])
-
-    def _cost(self) -> dict[str, Any]:
-        watch, spent = self.meter.watch, self.spent
-        clips = self.step * self.loader.clips_per_step
-        seconds = watch.seconds + spent.seconds
-        return {
-            "schema_version": 1,
-            "seconds": round(seconds, 3),
-            "cpu_seconds": round(watch.cpu_seconds + spent.cpu_seconds, 3),
-            "gpu_seconds": round(seconds * self.world.size, 3) if self.world.device.type == "cuda" else 0.0,
-            "stall_seconds": round(watch.waited + spent.stall_seconds, 3),
-            "bytes_read": self.loader.reader.bytes_read + spent.bytes_read,
-            "clips": clips,
-            "steps": self.step,
-            "epochs": round(self.step * self.loader.batch_videos / self.loader.mix.epoch_videos, 3),
-            "flops": clips * train_flops(self.recipe.model),
-            "kwh": None,
-            "memory_bytes": peak_memory_bytes(),
-        }
-
     def _end(self, record: StepRecord | None) -> RunResult:
-        cost = self._cost()
+        cost = self.loop.cost()
         result = RunResult(
             weights=self.request.run_dir / "weights.safetensors",
             run_dir=self.request.run_dir,
             clips_seen=cost["clips"],
-            steps=self.step,
+            steps=cost["steps"],
             loss=record.loss if record else None,
             seconds=cost["seconds"],
             skipped_clips=tuple(sorted(self.loader.reader.skipped)),
         )
         if self.run is not None:
-            facts = {"data": self._digests(), "clips": cost["clips"], "seed": self.request.seed, "kind": "pretrain"}
+            facts = {"kind": "pretrain", "data": self.loop.digests(), "clips": cost["clips"], "seed": self.request.seed}
             save_weights(result.weights, self.model, recipe=self.recipe, facts=facts)
             self.run.write_json("cost.json", cost)
-            if result.skipped_clips:
-                self.run.write_json("skipped.json", self.loader.reader.skipped)
+            self.run.write_json("skipped.json", self.loader.reader.skipped)
             write_card(
                 self.run.path / "CARD.md",
                 title=f"{self.run.path.name}: {self.recipe.model.lineage} {self.recipe.model.size}, pre-trained",
@@ -372,28 +250,13 @@ class _Training:
                 facts=[
                     (
                         "Clips seen",
-                        f"{cost['clips']:,} in {self.step:,} steps, {cost['epochs']:g} epochs of the videos",
+                        f"{cost['clips']:,} in {cost['steps']:,} steps, {cost['epochs']:g} epochs of the videos",
                     ),
                     ("Last loss", "none" if result.loss is None else f"{result.loss:.4f}"),
-                    ("Skipped steps", str(len(self.guard.skipped))),
+                    ("Skipped steps", str(len(self.loop.guard.skipped))),
                     ("Skipped clips", str(len(result.skipped_clips))),
                     ("Load", "`stmae_train.checkpoint.load_weights(Path('weights.safetensors'))`"),
                 ],
             )
         self.world.wait()
         return result
-
-
-def _entry(source: ClipSource, drawn: int) -> dict[str, Any]:
-    index = source.index
-    return data_entry(
-        reference=str(index.reference),
-        role="train",
-        digest=index.digest,
-        set_digest=source.set_digest,
-        version=source.version,
-        layout=index.layout,
-        clip_ids=[str(each) for each in index.clip_ids[source.rows]],
-        ledgers=source.ledgers,
-        clips_drawn=drawn,
-    )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,7 @@ from stmae_data import frames
 from stmae_data.records import SetRef
 from stmae_data.shards import SampleIndex, open_set, read_range, sample_index
 from stmae_train.errors import DataMismatch
+from stmae_train.runlog import data_entry
 
 __all__ = ["ClipSource", "check_labels", "open_sources"]
 
@@ -60,6 +62,21 @@ class ClipSource:
             ClipRejected or SetError: the sample is damaged.
         """
         return frames.read_clips(self.media(row), clips, layout=self.index.layout)
+
+    def entry(self, role: str, *, clips_drawn: int | None = None) -> dict[str, Any]:
+        """The line of `data.json`: `role` is train or eval, `clips_drawn` what training draws in all."""
+        index = self.index
+        return data_entry(
+            reference=str(index.reference),
+            role=role,
+            digest=index.digest,
+            set_digest=self.set_digest,
+            version=self.version,
+            layout=index.layout,
+            clip_ids=[str(each) for each in index.clip_ids[self.rows]],
+            ledgers=self.ledgers,
+            clips_drawn=clips_drawn,
+        )
 
     def close(self) -> None:
         """Close the shards."""

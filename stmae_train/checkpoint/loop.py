@@ -1,0 +1,192 @@
+"""The step loop that pre-training and fine-tuning share: batches in, guarded updates, records, checkpoints, signals, exact resume."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stmae_train.checkpoint.store import (
+    load_model,
+    load_optimizer,
+    newest_checkpoint,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from stmae_train.distributed import World
+from stmae_train.errors import DataMismatch, RunInterrupted
+from stmae_train.loader import Batch, TrainLoader
+from stmae_train.optim import set_learning_rate
+from stmae_train.runlog import Guard, Meter, RunFolder, StepRecord, StopSignals, Update, peak_flops, peak_memory_bytes
+
+__all__ = ["StepLoop"]
+
+LOGGER = logging.getLogger("stmae.train")
+
+Watch = Callable[[StepRecord], None]
+
+
+class StepLoop:
+    """Steps of one run in one process.
+
+    Args:
+        run: the run folder; None in the processes that do not write it.
+        world: this process among the others.
+        model, optimizer: what is trained, and saved.
+        loader: batches by step number.
+        steps: of the whole run.
+        flops_per_clip: of one training step, for the share of the peak.
+        log_every, checkpoint_every: steps; sensible ones unless given.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder | None,
+        world: World,
+        *,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loader: TrainLoader,
+        steps: int,
+        flops_per_clip: float,
+        log_every: int | None = None,
+        checkpoint_every: int | None = None,
+    ) -> None:
+        self.run, self.world = run, world
+        self.model, self.optimizer, self.loader, self.steps = model, optimizer, loader, steps
+        self.flops_per_clip = flops_per_clip
+        self.log_every = log_every or max(1, min(50, steps // 20))
+        self.checkpoint_every = checkpoint_every or max(1, steps // 10)
+        self.guard, self.step = Guard(), 0
+        self.spent = {"seconds": 0.0, "cpu_seconds": 0.0, "stall_seconds": 0.0, "bytes_read": 0}
+        self.meter = Meter(
+            steps=steps,
+            clips_per_step=loader.clips_per_step,
+            flops_per_clip=flops_per_clip,
+            peak_flops=peak_flops(world.device),
+        )
+
+    def resume(self, folder: Path, *, accept_new_data: bool) -> None:
+        """Take up the newest whole checkpoint of a run folder, if one was ever committed.
+
+        Raises:
+            DataMismatch: a set has changed since.
+            CheckpointError: no usable checkpoint is left, or it holds another model.
+        """
+        found = newest_checkpoint(folder / "checkpoints")
+        if found is None:
+            return
+        before, now = found.state["digests"], self.digests()
+        changed = [name for name, digest in now.items() if before.get(name) != digest]
+        if changed and not accept_new_data:
+            raise DataMismatch(
+                f"{changed[0]} is not what {folder} was started with (digest {before.get(changed[0], 'none')[:12]}, now "
+                f"{now[changed[0]][:12]}); restore the set, or go on with --accept-new-data."
+            )
+        load_model(self.model, found.weights, where=f"Checkpoint {found.step} of {folder}")
+        load_optimizer(self.optimizer, found.optimizer)
+        self.step = found.step
+        self.guard.skipped = list(found.state["skipped_steps"])
+        self.spent = {name: found.state["cost"][name] for name in self.spent}
+        LOGGER.info("Resumed at step %d of %d.", self.step, self.steps)
+
+    def go(
+        self,
+        update: Callable[[int, Sequence[Batch]], Update],
+        *,
+        rate: Callable[[int], float],
+        watch: Watch | None = None,
+    ) -> StepRecord | None:
+        """Run the remaining steps; returns the last record.
+
+        Args:
+            update: does step n (counted from 0) on its micro-batches.
+            rate: the learning rate of step n.
+            watch: called with every record.
+
+        Raises:
+            RunInterrupted: a signal came; a checkpoint was written first.
+            TrainingStopped: loss or gradients stayed non-finite.
+        """
+        if self.run is not None:
+            self.run.forget_after(self.step)
+        record: StepRecord | None = None
+        batches = self.loader.batches(self.step, self.steps)
+        self.meter.begin(self.step)
+        with StopSignals() as signals:
+            while self.step < self.steps:
+                current = rate(self.step)
+                set_learning_rate(self.optimizer, current)
+                with self.meter.watch.waiting():
+                    parts = [next(batches) for _ in range(self.loader.accumulate)]
+                self.guard.add(update(self.step, parts))
+                self.step += 1
+                is_last = self.step == self.steps
+                if self.step % self.log_every == 0 or is_last:
+                    record = self._log(current, watch)
+                stop = self.world.any(signals.received or 0)
+                if stop or is_last or self.step % self.checkpoint_every == 0:
+                    self._checkpoint()
+                if stop and not is_last:
+                    raise RunInterrupted(stop)
+        batches.close()
+        return record
+
+    def _log(self, rate: float, watch: Watch | None) -> StepRecord:
+        loss, norm = self.guard.take()
+        if self.world.size > 1 and loss is not None:
+            loss = float(self.world.mean(torch.tensor(loss, device=self.world.device)))
+        record = self.meter.record(self.step, loss=loss, lr=rate, grad_norm=norm)
+        if self.run is not None:
+            self.run.log(record)
+            LOGGER.info("%s", record)
+            if watch is not None:
+                watch(record)
+        return record
+
+    def _checkpoint(self) -> None:
+        """Judge every update first: a checkpoint holds no weights that were not looked at."""
+        self.guard.look()
+        if self.run is not None:
+            save_checkpoint(
+                self.run.path / "checkpoints",
+                step=self.step,
+                weights=self.model.state_dict(),
+                optimizer=optimizer_tensors(self.optimizer),
+                state={
+                    "clips": self.step * self.loader.clips_per_step,
+                    "digests": self.digests(),
+                    "skipped_steps": self.guard.skipped,
+                    "world_size": self.world.size,
+                    "cost": self.cost(),
+                },
+            )
+        self.world.wait()
+
+    def digests(self) -> dict[str, str]:
+        """Digest of every set or selection by its reference."""
+        return {str(source.index.reference): source.index.digest for source in self.loader.sources}
+
+    def cost(self) -> dict[str, Any]:
+        """What the run has cost so far, over all its interruptions (`cost.json`)."""
+        watch, spent = self.meter.watch, self.spent
+        clips = self.step * self.loader.clips_per_step
+        seconds = watch.seconds + spent["seconds"]
+        return {
+            "schema_version": 1,
+            "seconds": round(seconds, 3),
+            "cpu_seconds": round(watch.cpu_seconds + spent["cpu_seconds"], 3),
+            "gpu_seconds": round(seconds * self.world.size, 3) if self.world.device.type == "cuda" else 0.0,
+            "stall_seconds": round(watch.waited + spent["stall_seconds"], 3),
+            "bytes_read": int(self.loader.reader.bytes_read + spent["bytes_read"]),
+            "clips": clips,
+            "steps": self.step,
+            "epochs": round(self.step * self.loader.batch_videos / self.loader.mix.epoch_videos, 3),
+            "flops": clips * self.flops_per_clip,
+            "kwh": None,
+            "memory_bytes": peak_memory_bytes(),
+        }
