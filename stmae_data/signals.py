@@ -1,6 +1,6 @@
 """Cheap measures of a clip from its 64x64 luma frames, for SQL like `signals['motion'] > 0.02`.
 
-All lie in [0, 1] but `cuts`, a count. Frames are limited-range luma (16 black, 235 white), about 8 per second.
+All lie in [0, 1] but `cuts`, a count. Frames are full-range luma (0 black, 255 white), about 8 per second.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 __all__ = ["BLACK_LUMA", "CUT_DIFFERENCE", "FLAT_DEVIATION", "STATIC_DIFFERENCE", "measure"]
 
-BLACK_LUMA = 24.0
+BLACK_LUMA = 12.0
 """A frame whose mean is below is black."""
 FLAT_DEVIATION = 4.0
 """A frame whose standard deviation is below is one flat colour."""
@@ -19,7 +19,7 @@ STATIC_DIFFERENCE = 0.5
 CUT_DIFFERENCE = 40.0
 """Two neighbours whose mean absolute difference is above, and over four times the clip's median, are on two sides of a cut."""
 
-_RANGE = 219.0
+_RANGE = 255.0
 
 
 def measure(hash_frames: NDArray[np.uint8], times_ms: NDArray[np.int64]) -> dict[str, float]:
@@ -30,7 +30,7 @@ def measure(hash_frames: NDArray[np.uint8], times_ms: NDArray[np.int64]) -> dict
         times_ms: times [N] of these frames; must not fall.
 
     Returns:
-        motion: mean absolute difference of neighbours per 1/8 s, over the luma range.
+        motion: mean absolute difference of neighbours per 1/8 s, over the range of luma.
         black_share, flat_share: shares of frames that are black, or of one colour.
         static_share: share of neighbours that show the same picture.
         cuts: number of hard cuts.
@@ -52,7 +52,7 @@ def measure(hash_frames: NDArray[np.uint8], times_ms: NDArray[np.int64]) -> dict
         "flat_share": float((deviations < FLAT_DEVIATION).mean()),
         "static_share": 1.0,
         "cuts": 0.0,
-        "brightness": float(np.clip((means.mean() - 16) / _RANGE, 0, 1)),
+        "brightness": float(means.mean() / _RANGE),
         "blockiness": _blockiness(frames),
     }
     if len(frames) > 1:

@@ -7,7 +7,6 @@ be relative to, nothing left on disk and no pipe that could block. The layered p
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import re
@@ -15,58 +14,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import ffmpeg
-import imageio_ffmpeg
 import numpy as np
 from numpy.typing import NDArray
 
 from stmae_data import limits, signals
+from stmae_data.encode.graph import (
+    HASH_SIDE_PX,
+    STORED_FPS,
+    Encoding,
+    Graph,
+    arguments,
+    descriptor_path,
+    ffmpeg_executable,
+    ffmpeg_version,
+    graph_of,
+)
 from stmae_data.errors import ClipRejected, Reason, UsageError
 from stmae_data.limits import Limits
-from stmae_data.media import FORMATS, POLICY, Header, open_video, reason_of, source_of_bytes
+from stmae_data.media import POLICY, Header, open_video, reason_of, source_of_bytes
 from stmae_data.records import ClipSpan, MediaFacts, StoredFacts
 
 __all__ = ["EncodedClip", "Encoding", "encode_clip", "ffmpeg_executable", "ffmpeg_version"]
 
-HASH_SIDE_PX = 64
-HASHES_PER_SECOND = 8
-STORED_FPS = 30
 
-_LAYERS = "keyint=64:min-keyint=64:scenecut=0:bframes=3:b-adapt=0:b-pyramid=strict:open-gop=0"
-_X264: dict[str, dict[str, str]] = {
-    "layered": {"x264-params": f"{_LAYERS}:cabac=0"},
-    "lean": {"x264-params": _LAYERS},
-    "fast": {"x264-params": f"{_LAYERS}:cabac=0", "tune": "fastdecode"},
-}
-_KEPT = ("copy", "remux")
-# Two frames of one container tick that fall a tick before an eighth of a second belong to the next bin.
-_BIN_SLACK = 0.008
-
-
-@dataclass(frozen=True, slots=True)
-class Encoding:
-    """How clips are stored: `layered` (the default), `lean` (fewer bytes), `fast` (faster decoding), `copy`, `remux`."""
-
-    mode: str = "layered"
-    short_side_px: int = 256
-
-    def __post_init__(self) -> None:
-        if self.mode not in (*_X264, *_KEPT):
-            raise UsageError(f"There is no encoding {self.mode!r}; there are {', '.join((*_X264, *_KEPT))}.")
-        if self.short_side_px < 2 or self.short_side_px % 2:
-            raise UsageError(f"A short side of {self.short_side_px} px cannot be stored; wanted an even number.")
-
-    @property
-    def layout(self) -> str:
-        """What readers may rely on: `layered-4` (frames 0, 4, 8, … need no others) or `original`."""
-        return "original" if self.mode in _KEPT else "layered-4"
+# Slower claims come from broken time scales; believing them would repeat every frame for minutes.
+_SLOWEST_FPS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedClip:
     """One clip, stored and measured.
 
-    `hash_frames` is [N, 64, 64] of luma in limited range, about 8 per second of the upright source picture at `hash_times_ms` [N]
+    `hash_frames` is [N, 64, 64] of full-range luma (0 black, 255 white), about 8 per second of the upright source picture at `hash_times_ms` [N]
     after the first frame. `stream_sha256` names the decoded video: it survives a change of container.
     """
 
@@ -79,18 +58,6 @@ class EncodedClip:
     stream_sha256: str
     signals: dict[str, float]
     flags: tuple[str, ...]
-
-
-@functools.cache
-def ffmpeg_executable() -> str:
-    """The pinned ffmpeg of imageio-ffmpeg."""
-    return str(imageio_ffmpeg.get_ffmpeg_exe())
-
-
-@functools.cache
-def ffmpeg_version() -> str:
-    """Version of the pinned ffmpeg."""
-    return str(imageio_ffmpeg.get_ffmpeg_version())
 
 
 def encode_clip(
@@ -109,17 +76,21 @@ def encode_clip(
         UsageError: `copy` and `remux` keep files whole and cannot cut.
     """
     encoding = encoding or Encoding()
-    if span is not None and encoding.mode in _KEPT:
+    if span is not None and encoding.keeps_source:
         raise UsageError(
             f"Encoding {encoding.mode!r} keeps files whole and cannot cut a span; use layered, lean or fast."
         )
     planned_seconds = span.seconds if span is not None else header.planned_seconds
-    took = _pass(descriptor, _graph_of(header, encoding, span, None), planned_seconds=planned_seconds)
-    flags = set()
-    if not took.has_usable_times():
-        fps = header.claimed_fps if header.claimed_fps and 1 <= header.claimed_fps <= 240 else float(STORED_FPS)
-        took = _pass(descriptor, _graph_of(header, encoding, span, fps), planned_seconds=planned_seconds)
-        if not took.has_usable_times():
+    took: _Pass | None = None
+    flags: set[str] = set()
+    claimed_fps = header.claimed_fps or float(STORED_FPS)
+    if claimed_fps >= _SLOWEST_FPS:
+        took = _pass(descriptor, graph_of(header, encoding, span, None), planned_seconds=planned_seconds)
+    if took is None or not took.has_usable_times():
+        fps = claimed_fps if 1 <= claimed_fps <= 240 else float(STORED_FPS)
+        took = _pass(descriptor, graph_of(header, encoding, span, fps), planned_seconds=planned_seconds)
+        is_hidden = len(took.times) < POLICY.min_frames <= took.num_packets - took.num_errors
+        if is_hidden or not took.has_usable_times():
             raise ClipRejected(Reason.BAD_TIMING, "frames cannot be put in order of time")
         flags.add("frame_order_timing")
     source, is_vfr = _source_facts(took, header, span)
@@ -127,12 +98,12 @@ def encode_clip(
     media = _read_all(descriptor) if encoding.mode == "copy" else took.media
     flags |= {"vfr"} if is_vfr and "frame_order_timing" not in flags else set()
     flags |= {"partial"} if is_damaged else set()
-    flags |= {"upright"} if header.rotation_degrees and encoding.mode not in _KEPT else set()
+    flags |= {"upright"} if header.rotation_degrees and not encoding.keeps_source else set()
     return EncodedClip(
         media=media,
         extension="mp4",
         source=source,
-        stored=_stored_facts(media, encoding.mode),
+        stored=_stored_facts(media, encoding),
         hash_frames=took.hash_frames,
         hash_times_ms=took.hash_times_ms,
         stream_sha256=_stream_sha256(took, header),
@@ -161,44 +132,17 @@ class _Pass:
         return bool(np.isfinite(self.times).all() and (steps > 0).mean() >= 0.9) if len(steps) else True
 
 
-@dataclass(frozen=True, slots=True)
-class _Graph:
-    """Everything ffmpeg's arguments depend on but the descriptors."""
-
-    encoding: Encoding
-    span: ClipSpan | None
-    frame_order_fps: float | None
-    stream_index: int
-    stored_size_px: tuple[int, int]
-    first_frame_seconds: float
-    has_alpha: bool
-    is_interlaced: bool
-
-
-def _graph_of(header: Header, encoding: Encoding, span: ClipSpan | None, frame_order_fps: float | None) -> _Graph:
-    return _Graph(
-        encoding,
-        span,
-        frame_order_fps,
-        header.stream_index,
-        _stored_size(header, encoding.short_side_px),
-        header.first_frame_seconds if span is None and frame_order_fps is None else 0.0,
-        header.has_alpha,
-        header.is_interlaced,
-    )
-
-
-def _pass(descriptor: int, graph: _Graph, *, planned_seconds: float) -> _Pass:
+def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
     with _memory_files(5) as (media, frames, frame_times, times, report):
-        arguments = _arguments(graph, descriptor, (media, frames, frame_times, times))
+        command = arguments(graph, descriptor, (media, frames, frame_times, times))
         for is_last_try in (False, True):
             os.lseek(descriptor, 0, os.SEEK_SET)
             finished = limits.run(
-                arguments,
+                command,
                 limits=Limits.for_seconds(planned_seconds),
                 pass_fds=(descriptor, media, frames, frame_times, times, report),
                 # The log goes to memory at a level of its own: its last lines count packets and decode errors.
-                environment={"FFREPORT": f"file={_path(report)}:level=40", "MALLOC_ARENA_MAX": "2"},
+                environment={"FFREPORT": f"file={descriptor_path(report)}:level=40", "MALLOC_ARENA_MAX": "2"},
             )
             if finished.kind not in {"crash", "oom"} or is_last_try:
                 break
@@ -220,123 +164,6 @@ def _pass(descriptor: int, graph: _Graph, *, planned_seconds: float) -> _Pass:
             num_errors=errors + log.count("corrupt decoded frame"),
             is_cut_short=re.search(r"partial file|ended prematurely|[Tt]runcat|Packet corrupt", log) is not None,
         )
-
-
-@functools.lru_cache(maxsize=256)  # composing costs 5 ms, and most clips of a set are alike
-def _arguments(graph: _Graph, descriptor: int, outputs: tuple[int, int, int, int]) -> tuple[str, ...]:
-    """The command line: source -> (clip, hash frames with times, times of all frames)."""
-    media, frames, frame_times, times = outputs
-    source = ffmpeg.input("fd:", **_input_options(descriptor, graph.span))
-    picture = source[str(graph.stream_index)]
-    if graph.frame_order_fps is not None:
-        picture = picture.filter("setpts", f"N/({graph.frame_order_fps:.6f}*TB)")
-    if graph.has_alpha:  # shown over black: colours times alpha, then alpha forgotten
-        picture = picture.filter("format", "gbrap").filter("premultiply", inplace=1).filter("format", "gbrp")
-    targets = []
-    if graph.encoding.mode in _X264:
-        branches = ffmpeg.filter_multi_output(picture, "split", 3)
-        targets.append(_clip_output(branches[2], graph, target=_path(media)))
-    else:
-        branches = ffmpeg.filter_multi_output(picture, "split", 2)
-        if graph.encoding.mode == "remux":
-            whole = source[str(graph.stream_index)]
-            targets.append(ffmpeg.output(whole, _path(media), **{"c": "copy", "f": "mp4", **_CLEAN}))
-    thinned = _thin(branches[0], graph.first_frame_seconds)
-    targets.append(
-        ffmpeg.output(thinned, _path(frames), **{"c:v": "rawvideo", "f": "rawvideo", **_times_to(frame_times)})
-    )
-    targets.append(ffmpeg.output(branches[1], "-", **{"c:v": "wrapped_avframe", "f": "null", **_times_to(times)}))
-    together = ffmpeg.merge_outputs(*targets).global_args(
-        "-nostdin", "-hide_banner", "-nostats", "-v", "error", "-filter_complex_threads", "1", "-max_error_rate", "1"
-    )
-    return (ffmpeg_executable(), *(str(each) for each in ffmpeg.get_args(together, overwrite_output=True)))
-
-
-def _input_options(descriptor: int, span: ClipSpan | None) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "protocol_whitelist": "fd",
-        "format_whitelist": FORMATS,
-        "probesize": POLICY.probe_bytes,
-        "analyzeduration": POLICY.probe_bytes,
-        "max_streams": POLICY.max_streams,
-        "max_pixels": POLICY.max_area_px,
-        "threads": 1,
-        "fd": descriptor,
-        "t": POLICY.max_seconds + 1,
-    }
-    if span is not None:  # before -i: exact to the frame when decoding, and nothing before the key frame is read
-        options |= {"ss": f"{span.start_ms / 1000:.3f}", "t": f"{span.seconds:.3f}"}
-    return options
-
-
-_CLEAN: dict[str, Any] = {
-    "map_metadata": -1,
-    "map_chapters": -1,
-    "fflags": "+bitexact",
-    "movflags": "+faststart",
-}
-
-
-def _clip_output(picture: Any, graph: _Graph, *, target: str) -> Any:
-    width, height = graph.stored_size_px
-    if graph.first_frame_seconds:
-        # A constant: STARTPTS would begin anew when the picture changes its size on the way.
-        picture = picture.filter("setpts", f"PTS-{graph.first_frame_seconds:.6f}/TB")
-    if graph.is_interlaced:
-        picture = picture.filter("bwdif", mode="send_frame", deint="interlaced")
-    picture = picture.filter("fps", STORED_FPS, start_time=0)
-    picture = picture.filter(
-        "scale",
-        width,
-        height,
-        flags="bicubic+accurate_rnd+bitexact",
-        out_color_matrix="bt601",
-        out_range="tv",
-    )
-    picture = picture.filter("setsar", 1).filter("format", "yuv420p")
-    options = {
-        "c:v": "libx264",
-        "preset": "medium",
-        "crf": 23,
-        "threads": 1,
-        "colorspace": "smpte170m",
-        "color_range": "tv",
-        "fps_mode": "cfr",
-        "flags:v": "+bitexact",
-        "f": "mp4",
-        **_CLEAN,
-        **_X264[graph.encoding.mode],
-    }
-    return ffmpeg.output(picture, target, **options)
-
-
-def _thin(picture: Any, first_frame_seconds: float) -> Any:
-    """The first frame of every eighth of a second since the first frame, as 64x64 luma."""
-    this, last = (
-        f"floor(({name}-{first_frame_seconds:.6f})*{HASHES_PER_SECOND}+{_BIN_SLACK})"
-        for name in ("t", "prev_selected_t")
-    )
-    picture = picture.filter("select", f"isnan(prev_selected_t)+gt({this},{last})")
-    picture = picture.filter("scale", HASH_SIDE_PX, HASH_SIDE_PX, flags="area+accurate_rnd+bitexact", out_range="tv")
-    return picture.filter("format", "gray")
-
-
-def _times_to(descriptor: int) -> dict[str, Any]:
-    """Frames pass as they come, and each one's time of presentation is written down."""
-    return {
-        "fps_mode": "passthrough",
-        "enc_time_base": "filter",  # the default would round times to the nominal frame rate
-        "stats_enc_pre": _path(descriptor),
-        "stats_enc_pre_fmt": "{pts} {tb}",
-    }
-
-
-def _stored_size(header: Header, short_side_px: int) -> tuple[int, int]:
-    """Width and height of the stored picture: never upscaled, both even, shape kept."""
-    width, height = header.upright_size_px
-    short = min(short_side_px, min(width, height) // 2 * 2)
-    long = max(short, 2 * round(max(width, height) * short / min(width, height) / 2))
-    return (long, short) if width >= height else (short, long)
 
 
 # What came back
@@ -377,7 +204,8 @@ def _judge(took: _Pass, header: Header, *, is_whole: bool) -> bool:
         ClipRejected: too damaged, too short or too long.
     """
     frames = len(took.times)
-    is_short_of_claim = is_whole and 0 < took.num_packets < header.claimed_frames
+    # Only an mp4 lists every frame in its header; an AVI counts empty chunks too.
+    is_short_of_claim = is_whole and header.container == "mov" and 0 < took.num_packets < header.claimed_frames
     is_cut = took.is_cut_short or is_short_of_claim
     packets = max(took.num_packets, 1)
     if took.num_errors > POLICY.max_error_share * packets:
@@ -398,7 +226,7 @@ def _source_facts(took: _Pass, header: Header, span: ClipSpan | None) -> tuple[M
         middle = float(np.median(steps))
         is_regular = np.abs(steps - middle) <= 0.25 * middle + 0.001
         step = float(steps[is_regular].mean())  # the mean undoes the rounding of millisecond time stamps
-        is_vfr = bool(is_regular.mean() < 0.95)
+        is_vfr = bool(is_regular.mean() < 0.9)
     width, height = header.upright_size_px
     start = (header.start_seconds or 0.0) + (span.start_ms / 1000 if span else 0.0)
     facts = MediaFacts(
@@ -425,8 +253,8 @@ def _stream_sha256(took: _Pass, header: Header) -> str:
     return digest.hexdigest()
 
 
-def _stored_facts(media: bytes, mode: str) -> StoredFacts:
-    if mode in _KEPT:  # somebody else's bytes: look at them in a child
+def _stored_facts(media: bytes, encoding: Encoding) -> StoredFacts:
+    if encoding.keeps_source:  # somebody else's bytes: look at them in a child
         with source_of_bytes(media) as descriptor:
             finished = limits.call(_measure_descriptor, descriptor, limits=Limits())
         if finished.kind != "ok":
@@ -435,7 +263,7 @@ def _stored_facts(media: bytes, mode: str) -> StoredFacts:
     else:
         measured = _measure_packets(media)
     return StoredFacts(
-        encode_mode=mode, stored_bytes=len(media), stored_sha256=hashlib.sha256(media).hexdigest(), **measured
+        encode_mode=encoding.mode, stored_bytes=len(media), stored_sha256=hashlib.sha256(media).hexdigest(), **measured
     )
 
 
@@ -477,10 +305,6 @@ def _memory_files(count: int) -> Iterator[tuple[int, ...]]:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-def _path(descriptor: int) -> str:
-    return f"/proc/self/fd/{descriptor}"
 
 
 def _read_all(descriptor: int) -> bytes:

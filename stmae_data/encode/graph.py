@@ -1,0 +1,231 @@
+"""The command line of one pass: source -> clip, frames for hashing, and the time of every frame; composed with ffmpeg-python."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import ffmpeg
+import imageio_ffmpeg
+
+from stmae_data.errors import UsageError
+from stmae_data.media import FORMATS, POLICY, Header
+from stmae_data.records import ClipSpan
+
+__all__ = [
+    "HASHES_PER_SECOND",
+    "HASH_SIDE_PX",
+    "STORED_FPS",
+    "Encoding",
+    "Graph",
+    "arguments",
+    "descriptor_path",
+    "ffmpeg_executable",
+    "ffmpeg_version",
+    "graph_of",
+]
+
+HASH_SIDE_PX = 64
+HASHES_PER_SECOND = 8
+STORED_FPS = 30
+
+_LAYERS = "keyint=64:min-keyint=64:scenecut=0:bframes=3:b-adapt=0:b-pyramid=strict:open-gop=0"
+_X264: dict[str, dict[str, str]] = {
+    "layered": {"x264-params": f"{_LAYERS}:cabac=0"},
+    "lean": {"x264-params": _LAYERS},
+    "fast": {"x264-params": f"{_LAYERS}:cabac=0", "tune": "fastdecode"},
+}
+_KEPT = ("copy", "remux")
+# In eighths of a second: a frame that rounding put up to 1 ms before its eighth still belongs to it.
+_BIN_SLACK = 0.008
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How clips are stored: `layered` (the default), `lean` (fewer bytes), `fast` (faster decoding), `copy`, `remux`."""
+
+    mode: str = "layered"
+    short_side_px: int = 256
+
+    def __post_init__(self) -> None:
+        if self.mode not in (*_X264, *_KEPT):
+            raise UsageError(f"There is no encoding {self.mode!r}; there are {', '.join((*_X264, *_KEPT))}.")
+        if self.short_side_px < 2 or self.short_side_px % 2:
+            raise UsageError(f"A short side of {self.short_side_px} px cannot be stored; wanted an even number.")
+
+    @property
+    def keeps_source(self) -> bool:
+        """Whether the source's own packets are stored."""
+        return self.mode in _KEPT
+
+    @property
+    def layout(self) -> str:
+        """What readers may rely on: `layered-4` (frames 0, 4, 8, … need no others) or `original`."""
+        return "original" if self.keeps_source else "layered-4"
+
+
+@functools.cache
+def ffmpeg_executable() -> str:
+    """The pinned ffmpeg of imageio-ffmpeg."""
+    return str(imageio_ffmpeg.get_ffmpeg_exe())
+
+
+@functools.cache
+def ffmpeg_version() -> str:
+    """Version of the pinned ffmpeg."""
+    return str(imageio_ffmpeg.get_ffmpeg_version())
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Everything ffmpeg's arguments depend on but the descriptors."""
+
+    encoding: Encoding
+    span: ClipSpan | None
+    frame_order_fps: float | None
+    stream_index: int
+    stored_size_px: tuple[int, int]
+    first_frame_seconds: float
+    has_alpha: bool
+    is_interlaced: bool
+
+
+def graph_of(header: Header, encoding: Encoding, span: ClipSpan | None, frame_order_fps: float | None) -> Graph:
+    """The graph for one source; `frame_order_fps` puts frames at this rate in the order they come, whatever their time stamps."""
+    return Graph(
+        encoding,
+        span,
+        frame_order_fps,
+        header.stream_index,
+        _stored_size(header, encoding.short_side_px),
+        header.first_frame_seconds if span is None and frame_order_fps is None else 0.0,
+        header.has_alpha,
+        header.is_interlaced,
+    )
+
+
+@functools.lru_cache(maxsize=256)  # composing costs 5 ms, and most clips of a set are alike
+def arguments(graph: Graph, descriptor: int, outputs: tuple[int, int, int, int]) -> tuple[str, ...]:
+    """The command line: source -> (clip, hash frames with times, times of all frames)."""
+    media, frames, frame_times, times = outputs
+    source = ffmpeg.input("fd:", **_input_options(descriptor, graph))
+    picture = source[str(graph.stream_index)]
+    if graph.frame_order_fps is not None:
+        picture = picture.filter("settb", "1/90000").filter("setpts", f"N/({graph.frame_order_fps:.6f}*TB)")
+    if graph.has_alpha:  # shown over black: colours times alpha, then alpha forgotten
+        picture = picture.filter("format", "gbrap").filter("premultiply", inplace=1).filter("format", "gbrp")
+    targets = []
+    if not graph.encoding.keeps_source:
+        branches = ffmpeg.filter_multi_output(picture, "split", 3)
+        targets.append(_clip_output(branches[2], graph, target=descriptor_path(media)))
+    else:
+        branches = ffmpeg.filter_multi_output(picture, "split", 2)
+        if graph.encoding.mode == "remux":
+            whole = source[str(graph.stream_index)]
+            targets.append(ffmpeg.output(whole, descriptor_path(media), **{"c": "copy", "f": "mp4", **_CLEAN}))
+    thinned = _thin(branches[0], graph.first_frame_seconds)
+    targets.append(
+        ffmpeg.output(
+            thinned, descriptor_path(frames), **{"c:v": "rawvideo", "f": "rawvideo", **_times_to(frame_times)}
+        )
+    )
+    targets.append(ffmpeg.output(branches[1], "-", **{"c:v": "wrapped_avframe", "f": "null", **_times_to(times)}))
+    together = ffmpeg.merge_outputs(*targets).global_args(
+        "-nostdin", "-hide_banner", "-nostats", "-v", "error", "-filter_complex_threads", "1", "-max_error_rate", "1"
+    )
+    return (ffmpeg_executable(), *(str(each) for each in ffmpeg.get_args(together, overwrite_output=True)))
+
+
+def _input_options(descriptor: int, graph: Graph) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "protocol_whitelist": "fd",
+        "format_whitelist": FORMATS,
+        "probesize": POLICY.probe_bytes,
+        "analyzeduration": POLICY.probe_bytes,
+        "max_streams": POLICY.max_streams,
+        "max_pixels": POLICY.max_area_px,
+        "threads": 1,
+        "fd": descriptor,
+    }
+    if graph.span is not None:  # before -i: exact to the frame when decoding, and nothing before the key frame is read
+        options |= {"ss": f"{graph.span.start_ms / 1000:.3f}", "t": f"{graph.span.seconds:.3f}"}
+    elif graph.frame_order_fps is None:
+        options |= {"t": POLICY.max_seconds + 1}
+    return options
+
+
+_CLEAN: dict[str, Any] = {
+    "map_metadata": -1,
+    "map_chapters": -1,
+    "fflags": "+bitexact",
+    "movflags": "+faststart",
+}
+
+
+def _clip_output(picture: Any, graph: Graph, *, target: str) -> Any:
+    width, height = graph.stored_size_px
+    if graph.first_frame_seconds:
+        # A constant: STARTPTS would begin anew when the picture changes its size on the way.
+        picture = picture.filter("setpts", f"PTS-{graph.first_frame_seconds:.6f}/TB")
+    if graph.is_interlaced:
+        picture = picture.filter("bwdif", mode="send_frame", deint="interlaced")
+    picture = picture.filter("fps", STORED_FPS, start_time=0)
+    picture = picture.filter(
+        "scale",
+        width,
+        height,
+        flags="bicubic+accurate_rnd+bitexact",
+        out_color_matrix="bt601",
+        out_range="tv",
+    )
+    # The matrix by the name the encoder is told: another name of the same matrix would cost one more conversion.
+    picture = picture.filter("setparams", colorspace="smpte170m").filter("setsar", 1).filter("format", "yuv420p")
+    options = {
+        "c:v": "libx264",
+        "preset": "medium",
+        "crf": 23,
+        "threads": 1,
+        "colorspace": "smpte170m",
+        "color_range": "tv",
+        "fps_mode": "cfr",
+        "flags:v": "+bitexact",
+        "f": "mp4",
+        **_CLEAN,
+        **_X264[graph.encoding.mode],
+    }
+    return ffmpeg.output(picture, target, **options)
+
+
+def _thin(picture: Any, first_frame_seconds: float) -> Any:
+    """The first frame of every eighth of a second since the first frame, as 64x64 luma."""
+    this, last = (
+        f"floor(({name}-{first_frame_seconds:.6f})*{HASHES_PER_SECOND}+{_BIN_SLACK})"
+        for name in ("t", "prev_selected_t")
+    )
+    picture = picture.filter("select", f"isnan(prev_selected_t)+gt({this},{last})")
+    picture = picture.filter("scale", HASH_SIDE_PX, HASH_SIDE_PX, flags="area+accurate_rnd+bitexact", out_range="pc")
+    return picture.filter("format", "gray")
+
+
+def _times_to(descriptor: int) -> dict[str, Any]:
+    """Frames pass as they come, and each one's time of presentation is written down."""
+    return {
+        "fps_mode": "passthrough",
+        "enc_time_base": "filter",  # the default would round times to the nominal frame rate
+        "stats_enc_pre": descriptor_path(descriptor),
+        "stats_enc_pre_fmt": "{pts} {tb}",
+    }
+
+
+def _stored_size(header: Header, short_side_px: int) -> tuple[int, int]:
+    """Width and height of the stored picture: never upscaled, both even, shape kept."""
+    width, height = header.upright_size_px
+    short = min(short_side_px, min(width, height) // 2 * 2)
+    long = max(short, 2 * round(max(width, height) * short / min(width, height) / 2))
+    return (long, short) if width >= height else (short, long)
+
+
+def descriptor_path(descriptor: int) -> str:
+    """A name under which a child finds a descriptor it inherited."""
+    return f"/proc/self/fd/{descriptor}"
