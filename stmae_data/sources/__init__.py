@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from stmae_data.errors import SourceError
 from stmae_data.manifest import Manifest
 from stmae_data.records import SourceRow, plan_key
-from stmae_data.sources import imagenet, kinetics, something, web
+from stmae_data.sources import ava, imagenet, kinetics, something, web
 from stmae_data.sources.archives import open_member
 from stmae_data.sources.listing import SourceListing, source_path, source_uri
 from stmae_data.sources.tables import TableClip, read_table_clips
@@ -20,6 +20,7 @@ __all__ = ["SourceListing", "TableClip", "open_member", "read_table_clips", "row
 _LABELLED: dict[str, Callable[..., SourceListing]] = {
     "kinetics": kinetics.rows,
     "something": something.rows,
+    "ava": ava.rows,
     "imagenet": imagenet.rows,
 }
 

@@ -1,0 +1,247 @@
+"""AVA Actions: people in films, boxed once a second, with what they do.
+
+A clip is an annotated second with two seconds on either side, cut from the whole film, so that 64 frames at 30 fps around the middle are
+in it. Tables are known by their official names, whatever the version in them.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stmae_data.errors import SourceError
+from stmae_data.files import sha256_file
+from stmae_data.manifest import Manifest, is_remote
+from stmae_data.records import Annotation, SourceRow
+from stmae_data.sources.archives import expand
+from stmae_data.sources.join import Tally
+from stmae_data.sources.listing import (
+    VIDEO_SUFFIXES,
+    Entry,
+    SourceListing,
+    matching_split,
+    source_uri,
+    walk,
+    wanted_splits,
+)
+from stmae_data.sources.tables import read_text
+
+__all__ = ["SECONDS_AROUND", "read_action_list", "rows"]
+
+SECONDS_AROUND = 2
+"""Seconds of film kept on either side of an annotated second."""
+
+_TABLE = re.compile(
+    r"ava_(?P<split>train|val|test)_(?P<what>excluded_timestamps|predicted_boxes|v\d+[\d.]*).*\.(csv|txt)"
+)
+_INCLUDED = re.compile(r"ava_included_timestamps.*\.txt")
+_ACTIONS = re.compile(r"ava_action_list.*\.pbtxt")
+_EVERY_SECOND = range(902, 1799)
+_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+
+
+@dataclass(slots=True)
+class _Tables:
+    """All annotation tables of the release: boxes and where they come from, by split and annotated second."""
+
+    boxes: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = field(default_factory=lambda: defaultdict(dict))
+    digests: dict[str, str] = field(default_factory=dict)
+    excluded: set[tuple[str, int]] = field(default_factory=set)
+    videos: dict[str, list[str]] = field(default_factory=dict)
+    seconds: Sequence[int] = _EVERY_SECOND
+    actions: dict[int, str] = field(default_factory=dict)
+
+
+def rows(
+    manifest: Manifest,
+    *,
+    roots: Sequence[Path],
+    annotations: Sequence[Path] = (),
+    splits: Sequence[str] | None = None,
+    classes: Collection[str] | None = None,
+) -> SourceListing:
+    """List the annotated seconds of the films found below the roots.
+
+    Raises:
+        SourceError: a root or table is missing or unreadable, or classes are asked for: they belong to boxes here, not to clips.
+    """
+    if classes:
+        raise SourceError(
+            f"In {manifest.name} boxes have classes and clips have none, so --classes means nothing here; leave it out."
+        )
+    if manifest.files != "originals":
+        raise SourceError(f'{manifest.name} is cut from whole films; its manifest has to say files = "originals".')
+    listing = SourceListing()
+    entries = list(expand(walk(roots, skipped=listing.skipped), listing))
+    tables = _read_tables(manifest, entries, annotations)
+    wanted = wanted_splits(manifest, splits)
+    tally = Tally()
+    seconds: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for split, found in tables.boxes.items():
+        for video, second in found:
+            seconds[video].append((split, second))
+            if split in wanted:
+                tally.annotated[(split, None)] += 1
+    seen: set[tuple[str, str]] = set()
+    for entry in entries:
+        stem = entry.name.partition(".")[0]
+        if not _ID.fullmatch(stem) or entry.suffix not in VIDEO_SUFFIXES:
+            listing.skipped["other_file"] += 1
+        elif stem not in seconds:
+            listing.skipped["not_annotated"] += 1
+        else:
+            for split, second in sorted(seconds[stem]):
+                if split in wanted:
+                    listing.rows.append(_row(manifest, entry, tables, split, stem, second))
+                    tally.present[(split, None)] += (stem, split) not in seen
+            seen.update((stem, split) for split, _ in seconds[stem])
+    listing.reconciliation = tally.lines(manifest)
+    return listing
+
+
+def _row(manifest: Manifest, entry: Entry, tables: _Tables, split: str, video: str, second: int) -> SourceRow:
+    start, end = second - SECONDS_AROUND, second + SECONDS_AROUND
+    boxes = tables.boxes[split][(video, second)]
+    names = sorted({tables.actions[box["action_id"]] for box in boxes if box["action_id"] in tables.actions})
+    annotation = Annotation(
+        dataset=manifest.name,
+        release=manifest.release,
+        split=split,
+        boxes=tuple(boxes),
+        annotation_sha256=tables.digests.get(split),
+    )
+    return SourceRow(
+        split=split,
+        source_uri=source_uri(entry.path),
+        source_member=entry.member,
+        clip_id=f"ava_{video}_{start:06d}_{end:06d}",
+        platform="youtube",
+        platform_id=video,
+        start_ms=start * 1000,
+        end_ms=end * 1000,
+        is_cut=True,
+        source_bytes=entry.size if entry.kind == "file" else None,
+        annotations=(annotation,),
+        problem=entry.problem,
+        web={"title": ", ".join(names)} if names else {},
+    )
+
+
+def read_action_list(path: Path) -> dict[int, str]:
+    """Action names by id, from the list of all 80 (`label {… label_id: 1}`) or of the 60 evaluated (`item {… id: 1}`).
+
+    Raises:
+        SourceError: the file cannot be read or names no action.
+    """
+    found = {}
+    for block in re.findall(r"\{([^{}]*)\}", read_text(path)):
+        name = re.search(r'name:\s*"([^"]*)"', block)
+        number = re.search(r"\b(?:label_)?id:\s*(\d+)", block)
+        if name and number:
+            found[int(number[1])] = name[1]
+    if not found:
+        raise SourceError(f'{path} names no action; wanted blocks with name: "…" and id: … as in the official list.')
+    return found
+
+
+def _read_tables(manifest: Manifest, entries: Iterable[Entry], given: Sequence[Path]) -> _Tables:
+    tables = _Tables()
+    named = [Path(each) for split in manifest.splits for each in split.annotations if not is_remote(each)]
+    below = (entry.file for entry in entries)
+    is_asked = bool(given or named)
+    # Detections come last: they belong to seconds the official tables already name.
+    for path in sorted((*given,) or named or [each for each in below if each is not None], key=_is_prediction):
+        match = _TABLE.fullmatch(path.name)
+        if match is not None:
+            split = matching_split(manifest, match["split"])
+            if split is not None:
+                _read_one(tables, path, split, match["what"])
+        elif _INCLUDED.fullmatch(path.name):
+            tables.seconds = [int(line) for line in read_text(path).split() if line.isdecimal()]
+        elif _ACTIONS.fullmatch(path.name):
+            # The list of 60 is part of the list of 80.
+            tables.actions = {**read_action_list(path), **tables.actions}
+        elif is_asked:
+            raise SourceError(
+                f"{path} is no table of {manifest.name} by its name; wanted names like ava_train_v2.2.csv."
+            )
+    for split, videos in tables.videos.items():
+        for video in videos:
+            for second in tables.seconds:
+                tables.boxes[split].setdefault((video, second), [])
+    for found in tables.boxes.values():
+        for key in tables.excluded & found.keys():
+            del found[key]
+    if not any(tables.boxes.values()):
+        raise SourceError(
+            f"{manifest.name} has no tables here; unpack its annotation zip below --from, or name ava_train_v2.2.csv with --annotations."
+        )
+    return tables
+
+
+def _is_prediction(path: Path) -> tuple[bool, str]:
+    return "predicted" in path.name, str(path)
+
+
+def _read_one(tables: _Tables, path: Path, split: str, what: str) -> None:
+    if path.suffix == ".txt":
+        tables.videos[split] = read_text(path).split()
+        return
+    is_prediction = what == "predicted_boxes"
+    if not is_prediction and what != "excluded_timestamps":
+        tables.digests[split] = sha256_file(path)
+    for video, second, values in _lines(path):
+        key = (video, second)
+        if what == "excluded_timestamps":
+            tables.excluded.add(key)
+        elif not is_prediction:
+            found = tables.boxes[split].setdefault(key, [])
+            if values:
+                found.append(_box(path, second, values, is_prediction=False))
+        elif key in tables.boxes[split]:
+            tables.boxes[split][key].append(_box(path, second, values, is_prediction=True))
+
+
+def _lines(path: Path) -> Iterator[tuple[str, int, list[str]]]:
+    for number, cells in enumerate(csv.reader(read_text(path).splitlines()), start=1):
+        if not cells:
+            continue
+        try:
+            video, second = cells[0], int(float(cells[1]))
+        except (IndexError, ValueError):
+            video, second = "", 0
+        if not _ID.fullmatch(video) or second < SECONDS_AROUND or len(cells) not in (2, 7, 8):
+            raise SourceError(
+                f"Row {number} of {path} is {','.join(cells)[:80]!r}; wanted video id, second and, for a box, x1, y1, x2, y2, action, person."
+            )
+        yield video, second, cells[2:]
+
+
+def _box(path: Path, second: int, values: Sequence[str], *, is_prediction: bool) -> dict[str, Any]:
+    """One box: corners in shares of width and height. The last cell is a person, or the score of a detection; seven columns lack it."""
+    try:
+        x1, y1, x2, y2 = (float(value) for value in values[:4])
+        action = int(values[4]) if values[4].strip() else None
+        last = float(values[5]) if len(values) > 5 and values[5].strip() else None
+    except ValueError:
+        x1 = y1 = x2 = y2 = -1.0
+        action = last = None
+    if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
+        raise SourceError(
+            f"{path} has a box {','.join(values)!r} at second {second}; wanted 0 <= x1 <= x2 <= 1 and the same for y."
+        )
+    return {
+        "second": float(second),
+        "x1": x1,
+        "y1": y1,
+        "x2": x2,
+        "y2": y2,
+        "action_id": action,
+        "person_id": None if is_prediction or last is None else int(last),
+        "score": last if is_prediction else None,
+    }
