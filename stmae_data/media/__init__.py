@@ -312,6 +312,8 @@ def _read_header(stream: BinaryIO, *, kind: str | None, size: int, is_cut: bool)
 def _header_of(container: InputContainer, size: int) -> Header:
     if len(container.streams) > POLICY.max_streams:
         raise ClipRejected(Reason.TOO_LARGE, f"{len(container.streams)} streams, at most {POLICY.max_streams}")
+    if not len(container.streams):
+        raise ClipRejected(Reason.CORRUPT_HEADER, "a container without a stream")
     pictures = [each for each in container.streams.video if not each.disposition & Disposition.attached_pic]
     if not pictures:
         raise ClipRejected(
