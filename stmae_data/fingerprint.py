@@ -237,7 +237,8 @@ def _area_matrix(start: float, end: float) -> NDArray[np.float64]:
     for line in range(_SIDE):
         overlap = np.minimum(edges[1:], line + 1) - np.maximum(edges[:-1], line)
         matrix[:, min(max(line, first), last - 1)] += overlap.clip(0)
-    return matrix / matrix.sum(axis=1, keepdims=True)
+    matrix /= matrix.sum(axis=1, keepdims=True)
+    return matrix
 
 
 def _transform(frames: NDArray[np.uint8], box: tuple[float, float, float, float] | None = None) -> NDArray[np.float64]:
