@@ -163,7 +163,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], Reason]] = {
     "samples said to be in another file": (lambda data: at(data, b"url \0\0\0\1", 7, b"\0"), Reason.UNSAFE_PLAYLIST),
     "reference movie": (lambda data: b"\0\0\0\x18moov\0\0\0\x10rmra\0\0\0\x08rmda" + data, Reason.UNSAFE_PLAYLIST),
     "four billion samples": (lambda data: at(data, b"stsz", 12, b"\xff\xff\xff\xff"), Reason.CORRUPT_HEADER),
-    "index of noise": (lambda data: at(data, b"trak", 4, bytes(range(256)) * 2), Reason.CORRUPT_HEADER),
+    "no index": (lambda data: at(data, b"moov", 0, b"free"), Reason.CORRUPT_HEADER),
 }
 
 
@@ -180,8 +180,12 @@ SYNTHETIC: dict[str, tuple[tuple[str, ...], str, Reason]] = {
     "wav": (("-f", "lavfi", "-i", "sine=d=1"), "wav", Reason.NO_VIDEO),
     "longer than 8:1": (("-f", "lavfi", "-i", "color=size=400x40:d=0.2"), "mp4", Reason.FILTERED),
     "under 32 px": (("-f", "lavfi", "-i", "color=size=24x24:d=0.2"), "mp4", Reason.FILTERED),
-    "over 40 Mpx": (("-f", "lavfi", "-i", "color=size=8000x8000:rate=1:d=1", "-c:v", "ffv1"), "mkv", Reason.BOMB),
-    "over 8192 px": (("-f", "lavfi", "-i", "color=size=8400x1100:rate=1:d=1", "-c:v", "ffv1"), "mkv", Reason.TOO_LARGE),
+    "over 40 Mpx": (("-f", "lavfi", "-i", "color=size=6400x6400:rate=1:d=1", "-c:v", "mjpeg"), "avi", Reason.BOMB),
+    "over 8192 px": (
+        ("-f", "lavfi", "-i", "color=size=8400x1100:rate=1:d=1", "-c:v", "mjpeg"),
+        "avi",
+        Reason.TOO_LARGE,
+    ),
     "thin by its pixels": (
         ("-f", "lavfi", "-i", "color=size=128x96:d=0.2,setsar=10", "-c:v", "ffv1"),
         "mkv",
