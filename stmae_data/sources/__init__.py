@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from stmae_data.errors import SourceError
 from stmae_data.manifest import Manifest
 from stmae_data.records import SourceRow, plan_key
-from stmae_data.sources import ava, imagenet, kinetics, something, web
+from stmae_data.sources import ava, imagenet, kinetics, listed, something, web
 from stmae_data.sources.archives import open_member
 from stmae_data.sources.listing import SourceListing, source_path, source_uri
 from stmae_data.sources.tables import TableClip, read_table_clips
@@ -20,6 +20,7 @@ __all__ = ["SourceListing", "TableClip", "open_member", "read_table_clips", "row
 _LABELLED: dict[str, Callable[..., SourceListing]] = {
     "kinetics": kinetics.rows,
     "something": something.rows,
+    "table": listed.rows,
     "ava": ava.rows,
     "imagenet": imagenet.rows,
 }
@@ -49,22 +50,24 @@ def rows_for(
         ManifestError: a split the release does not have.
     """
     places = [Path(each) for each in roots] or list(manifest.roots)
-    if not places:
+    if not places and manifest.kind != "table":
         raise SourceError(f"Where are the files of {manifest.name}? Give their folder with --from.")
     splits, classes = splits or None, classes or None
     if (reader := _LABELLED.get(manifest.kind)) is not None:
         listing = reader(manifest, roots=places, annotations=annotations, splits=splits, classes=classes)
-    elif manifest.kind == "folder":
+    else:
         _refuse(manifest, "--annotations", annotations)
         _refuse(manifest, "--classes", classes)
         listing = web.rows(manifest, roots=places, splits=splits)
-    else:
-        raise SourceError(f"{manifest.name} is of kind {manifest.kind!r}, which has no reader here.")
     if limit is not None and len(listing.rows) > limit:
-        listing.rows.sort(key=lambda row: (plan_key(manifest.seed, row.clip_id or row.source_uri), *_place(row)))
+        listing.rows.sort(key=lambda row: (plan_key(manifest.seed, row.clip_id or "\0".join(_file(row))), *_place(row)))
         del listing.rows[limit:]
     listing.rows.sort(key=_place)
     return listing
+
+
+def _file(row: SourceRow) -> tuple[str, str]:
+    return row.source_uri, row.source_member or ""
 
 
 def _place(row: SourceRow) -> tuple[bytes, str, int, str]:

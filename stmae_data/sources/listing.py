@@ -21,6 +21,7 @@ __all__ = [
     "VIDEO_SUFFIXES",
     "Entry",
     "SourceListing",
+    "entry_at",
     "folder_split",
     "is_clutter",
     "matching_split",
@@ -172,6 +173,14 @@ def _below(base: bytes, folders: tuple[str, ...], skipped: Counter[str]) -> Iter
             else:
                 yield _entry(each.path, status, names)
         stack.extend(reversed(inner))
+
+
+def entry_at(path: Path) -> Entry | None:
+    """The entry at one path, None when nothing is there."""
+    try:
+        return _entry(os.fsencode(path), path.lstat(), (path.parent.name,))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _entry(path: bytes, status: os.stat_result | None, folders: tuple[str, ...]) -> Entry:

@@ -11,11 +11,20 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-__all__ = ["MAX_SIDECAR_BYTES", "Sidecar", "hashtags", "normalise_tag", "parse_sidecar", "read_sidecar", "safe_url"]
+__all__ = [
+    "MAX_SIDECAR_BYTES",
+    "Sidecar",
+    "hashtags",
+    "normalise_tag",
+    "parse_sidecar",
+    "read_sidecar",
+    "safe_url",
+    "sidecar_of",
+]
 
 MAX_SIDECAR_BYTES = 4 << 20
 _MAX_TAGS = 500
@@ -53,9 +62,14 @@ def parse_sidecar(data: bytes) -> Sidecar:
         return Sidecar(is_bad=True)
     if not isinstance(value, dict):
         return Sidecar(is_bad=True)
+    found = sidecar_of(value)
+    return replace(found, web={**found.web, "info_sha256": hashlib.sha256(data).hexdigest()})
+
+
+def sidecar_of(value: dict[str, Any]) -> Sidecar:
+    """The columns of an info dict, whoever wrote it."""
     platform, platform_id = _platform(value)
     web = {name: found for name, read in _COLUMNS.items() if (found := read(value)) is not None}
-    web["info_sha256"] = hashlib.sha256(data).hexdigest()
     if platform == "youtube" and platform_id is not None:
         # A watch page is named by its query, which is not kept; the short form has none.
         web["url"] = f"https://youtu.be/{platform_id}"

@@ -1,0 +1,266 @@
+"""Tables that list videos by path or address: csv, tsv, json, jsonl, parquet, or txt with one per line.
+
+A table may come from anybody, so a path has to stay below the folders given with it, and an address is never opened here: its copy, which
+`fetch` leaves below a root under `fetched_name`, is the clip.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+from stmae_data.errors import Reason, SetError, SourceError
+from stmae_data.files import read_table, sha256_file
+from stmae_data.manifest import Manifest, is_remote
+from stmae_data.records import Annotation, SourceRow, web_clip_id
+from stmae_data.sources.join import Tally
+from stmae_data.sources.labels import LabelBook
+from stmae_data.sources.listing import (
+    VIDEO_SUFFIXES,
+    Entry,
+    SourceListing,
+    entry_at,
+    matching_split,
+    source_uri,
+    walk,
+    wanted_splits,
+)
+from stmae_data.sources.sidecar import safe_url, sidecar_of
+from stmae_data.sources.tables import TABLE_SUFFIXES, load_json, read_text
+
+__all__ = ["fetched_name", "read_records", "rows"]
+
+_PATHS = ("path", "file", "filepath", "file_path", "filename", "file_name", "video_path", "video")
+_URLS = ("url", "uri", "link", "webpage_url", "video_url")
+_STARTS = ("start", "time_start", "start_time", "start_seconds")
+_ENDS = ("end", "time_end", "end_time", "end_seconds")
+_LABELS = ("label", "class", "label_name")
+_NUMBERS = frozenset({"age_limit", "duration", "like_count", "view_count"})
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+def fetched_name(url: str) -> str:
+    """The file name `fetch` gives what it brings from an address: 32 hex of its hash, and the ending the address has if it is one of videos."""
+    ending = PurePosixPath(urlsplit(url).path).suffix.casefold()
+    stem = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return stem + ending if ending[1:] in VIDEO_SUFFIXES else stem
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table by folded column name; a txt file gives `url` or `path` for each line.
+
+    Raises:
+        SourceError: the table cannot be read.
+    """
+    suffix = path.suffix.casefold().removeprefix(".")
+    try:
+        if suffix == "parquet":
+            found: Any = read_table(path)
+        elif suffix == "json":
+            found = load_json(path)
+        elif suffix == "jsonl":
+            found = [json.loads(line) for line in read_text(path).splitlines() if line.strip()]
+        elif suffix == "txt":
+            lines = [line.strip() for line in read_text(path).splitlines() if line.strip() and line[0] != "#"]
+            found = [{"url" if is_remote(line.casefold()) else "path": line} for line in lines]
+        else:
+            found = list(csv.DictReader(io.StringIO(read_text(path)), delimiter="\t" if suffix == "tsv" else ","))
+    except (SetError, csv.Error, ValueError, RecursionError) as error:
+        raise SourceError(
+            f"The table {path} cannot be read ({str(error).splitlines()[0]}); restore it from its source."
+        ) from error
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise SourceError(f"The table {path} is not a list of rows; wanted an object per video.")
+    return [{str(key).strip().casefold().replace(" ", "_"): value for key, value in each.items()} for each in found]
+
+
+def rows(
+    manifest: Manifest,
+    *,
+    roots: Sequence[Path],
+    annotations: Sequence[Path] = (),
+    splits: Sequence[str] | None = None,
+    classes: Collection[str] | None = None,
+) -> SourceListing:
+    """List what the tables name.
+
+    Tables are those given, those the manifest names, or the roots that are tables themselves. Relative paths are looked for below the
+    roots that are folders, then beside the table. Columns: a path or an address; where there are, split, label, start and end in
+    seconds, sha256, and the metadata columns of yt-dlp (title, tags, license, …).
+
+    Raises:
+        SourceError: a root or table is missing or unreadable, or a row names neither a path nor an address.
+    """
+    listing = SourceListing()
+    lister = _Lister(manifest, roots, listing)
+    tables: list[tuple[Path, str | None]] = [(path, None) for path in annotations]
+    tables += [(path, None) for path in roots if path.is_file() and path.suffix[1:].casefold() in TABLE_SUFFIXES]
+    tables = tables or [
+        (Path(each), split.name) for split in manifest.splits for each in split.annotations if not is_remote(each)
+    ]
+    if not tables:
+        raise SourceError(f"{manifest.name} has no table; name one with --annotations, or as --from itself.")
+    records = [
+        (table, number, record, lister.split_of(record, default, table, number))
+        for table, default in tables
+        for number, record in enumerate(read_records(table), start=1)
+    ]
+    book = LabelBook(manifest, ((_text(record, _LABELS), split) for _, _, record, split in records))
+    wanted, chosen = wanted_splits(manifest, splits), book.wanted(classes)
+    digests = {table: sha256_file(table) for table, _ in tables}
+    tally = Tally()
+    seen: set[tuple[object, ...]] = set()
+    for table, number, record, split in records:
+        annotation = book.annotation(_text(record, _LABELS), split, row_number=number, annotation_sha256=digests[table])
+        if split not in wanted or (chosen is not None and annotation.label_slug not in chosen):
+            continue
+        row = lister.row(record, table, number, annotation)
+        place = (row.split, row.source_uri, row.source_member, row.start_ms, row.end_ms)
+        if place in seen:
+            listing.skipped["repeated"] += 1
+            continue
+        seen.add(place)
+        tally.annotated[(split, annotation.label_raw)] += 1
+        tally.present[(split, annotation.label_raw)] += row.problem is None
+        listing.rows.append(row)
+    listing.reconciliation = tally.lines(manifest)
+    return listing
+
+
+class _Lister:
+    """Turns records into rows; knows the folders a path may lead to and the copies that were fetched."""
+
+    def __init__(self, manifest: Manifest, roots: Sequence[Path], listing: SourceListing) -> None:
+        for root in roots:
+            if not root.exists():
+                raise SourceError(f"There is no {root}; give the folder that holds the files with --from.")
+        self.manifest = manifest
+        self.folders = [root.resolve() for root in roots if root.is_dir()]
+        self.listing = listing
+        self._copies: dict[str, Entry] | None = None
+
+    def split_of(self, record: Mapping[str, Any], default: str | None, table: Path, number: int) -> str:
+        """The split of a record: its own, its table's, or the only or first one."""
+        word = _text(record, ("split", "subset"))
+        split = matching_split(self.manifest, word) if word is not None else default or self.manifest.splits[0].name
+        if split is None:
+            known = ", ".join(each.name for each in self.manifest.splits)
+            raise SourceError(
+                f"Row {number} of {table} belongs to split {word!r}, which {self.manifest.name} does not have ({known})."
+            )
+        return split
+
+    def row(self, record: Mapping[str, Any], table: Path, number: int, annotation: Annotation) -> SourceRow:
+        """The row of one record."""
+        path, url = _text(record, _PATHS), _text(record, _URLS)
+        if path is not None and is_remote(path.casefold()):
+            path, url = None, path
+        if path is None and url is None:
+            raise SourceError(
+                f"Row {number} of {table} names no video: wanted a column path or url; found {', '.join(record)}."
+            )
+        uri, member, size, problem = self._file(path, table) if path is not None else self._copy(url or "")
+        start_ms, end_ms = _span(record, table, number)
+        sha256 = (_text(record, ("sha256",)) or "").casefold()
+        is_known = problem is None and _HASH.fullmatch(sha256) is not None
+        side = sidecar_of(_info(record, url))
+        return SourceRow(
+            split=annotation.split,
+            source_uri=uri,
+            source_member=member,
+            # The table's hash names the clip; bytes that turn out to be others are rejected when they are read.
+            clip_id=web_clip_id(sha256, start_ms=start_ms, end_ms=end_ms) if is_known else None,
+            platform=side.platform or "file",
+            platform_id=side.platform_id,
+            start_ms=start_ms,
+            end_ms=end_ms,
+            is_cut=start_ms is not None,
+            source_bytes=size,
+            source_sha256=sha256 if is_known else None,
+            annotations=(annotation,),
+            problem=problem,
+            web={**side.web, **({"license_origin": "table"} if "license" in side.web else {})},
+        )
+
+    def _file(self, text: str, table: Path) -> tuple[str, str | None, int | None, tuple[Reason, str] | None]:
+        """A path of the table: below a root, or beside the table when no root is a folder."""
+        folders = self.folders or [table.resolve().parent]
+        text = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+        for folder in folders:
+            # Links on the way are followed to see where they lead, the last name is not.
+            place = (folder / text).parent.resolve() / PurePosixPath(text).name
+            entry = entry_at(place)
+            if folder not in place.parents:
+                return (
+                    source_uri(folder / text),
+                    None,
+                    None,
+                    (Reason.REFUSED_URL, "the path leads out of the folders given"),
+                )
+            if entry is not None:
+                is_file = entry.kind == "file"
+                return source_uri(entry.path), None, entry.size if is_file else None, entry.problem
+        return source_uri(folders[0] / text), None, None, (Reason.GONE, "there is no such file")
+
+    def _copy(self, url: str) -> tuple[str, str | None, int | None, tuple[Reason, str] | None]:
+        """The fetched copy of an address."""
+        shown, name = safe_url(url), fetched_name(url)
+        if shown is None:
+            # Its text may hold secrets or signs no column should: only its hash is kept.
+            return f"refused:{name[:32]}", None, None, (Reason.REFUSED_URL, "not an http(s) address")
+        if self._copies is None:
+            found = walk(self.folders, skipped=self.listing.skipped)
+            self._copies = {each.name.partition(".")[0]: each for each in found if each.kind == "file"}
+        entry = self._copies.get(name[:32])
+        if entry is None:
+            # Addresses that differ in their query alone are told apart by the name of the copy.
+            return shown, name, None, (Reason.NET_ERROR, "not fetched yet")
+        return source_uri(entry.path), None, entry.size, entry.problem
+
+
+def _info(record: Mapping[str, Any], url: str | None) -> dict[str, Any]:
+    """The record as an info dict: csv writes numbers as text, and a list of tags as one text."""
+    info = {key: value for key, value in record.items() if value not in (None, "")}
+    for key in _NUMBERS & info.keys():
+        if isinstance(info[key], str) and re.fullmatch(r"\d{1,18}(\.\d+)?", info[key], re.ASCII):
+            info[key] = float(info[key]) if "." in info[key] else int(info[key])
+    if url is not None:
+        info["webpage_url"] = url
+    tags = info.get("tags")
+    if isinstance(tags, str):
+        info["tags"] = re.split(r"[,;|\s]+", tags)
+    info.setdefault("title", info.get("caption"))
+    return info
+
+
+def _text(record: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = str(value)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+    return None
+
+
+def _span(record: Mapping[str, Any], table: Path, number: int) -> tuple[int | None, int | None]:
+    start = next((record[name] for name in _STARTS if record.get(name) not in (None, "")), None)
+    end = next((record[name] for name in _ENDS if record.get(name) not in (None, "")), None)
+    if start is None and end is None:
+        return None, None
+    try:
+        low, high = float(start or 0), float(end)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        low = high = -1.0
+    if not 0 <= low < high < 1e7:
+        raise SourceError(
+            f"Row {number} of {table} runs from {start!r} to {end!r}; wanted seconds with 0 <= start < end."
+        )
+    return round(low * 1000), round(high * 1000)
