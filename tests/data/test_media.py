@@ -163,7 +163,7 @@ DAMAGES: dict[str, tuple[Callable[[bytes], bytes], Reason]] = {
     "samples said to be in another file": (lambda data: at(data, b"url \0\0\0\1", 7, b"\0"), Reason.UNSAFE_PLAYLIST),
     "reference movie": (lambda data: b"\0\0\0\x18moov\0\0\0\x10rmra\0\0\0\x08rmda" + data, Reason.UNSAFE_PLAYLIST),
     "four billion samples": (lambda data: at(data, b"stsz", 12, b"\xff\xff\xff\xff"), Reason.CORRUPT_HEADER),
-    "no index": (lambda data: at(data, b"moov", 0, b"free"), Reason.CORRUPT_HEADER),
+    "no index": (lambda data: at(data, b"moov", 0, b"lost"), Reason.CORRUPT_HEADER),
 }
 
 
