@@ -9,7 +9,7 @@ from stmae_data.catalog.books import TABLES, SetBooks, find_books, insert_known
 from stmae_data.catalog.cache import CatalogSummary, rebuild_catalog
 from stmae_data.catalog.locked import Answer, locked_select, sql
 from stmae_data.catalog.story import ClipStory, SetDiff, diff, show_clip
-from stmae_data.catalog.summary import SetStats, SetSummary, SplitStats, list_sets, stats
+from stmae_data.catalog.summary import SetStats, SetSummary, SplitStats, list_sets, opened, stats
 
 __all__ = [
     "TABLES",
@@ -26,6 +26,7 @@ __all__ = [
     "insert_known",
     "list_sets",
     "locked_select",
+    "opened",
     "rebuild_catalog",
     "show_clip",
     "sql",
