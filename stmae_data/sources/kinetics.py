@@ -165,8 +165,7 @@ def _tables(
         return named
     found: list[_Table] = []
     for entry in entries:
-        path = entry.file
-        if path is None or entry.suffix not in TABLE_SUFFIXES or len(entry.folders) > _TABLE_DEPTH:
+        if entry.suffix not in TABLE_SUFFIXES or len(entry.folders) > _TABLE_DEPTH or (path := entry.file) is None:
             continue
         split = split_in_name(manifest, entry.name.partition(".")[0])
         if split is None:
