@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from stmae_data.errors import ClipRejected, Reason, SetError
 from stmae_data.manifest import Manifest
 from stmae_data.records import PLAN_COLUMNS, SCHEMA_VERSION, SourceRow, is_valid_key, make_row_id, plan_key, web_clip_id
 from stmae_data.shards import shard_name
-from stmae_data.sources import SourceListing, source_path
+from stmae_data.sources import SourceListing, open_member, source_path
 
-__all__ = ["Plan", "extend_plan", "load_plan"]
+__all__ = ["Plan", "extend_plan", "load_plan", "open_bytes"]
 
 _BYTES_PER_SECOND = 60_000
 """A layered 256-pixel clip takes 0.3 to 1.0 MB in 10 s (PERFORMANCE)."""
@@ -121,6 +122,21 @@ def row_id_of(row: SourceRow) -> str:
     return make_row_id(row.split, row.source_uri, row.source_member, row.start_ms, row.end_ms)
 
 
+@contextlib.contextmanager
+def open_bytes(source_uri: str, source_member: str | None) -> Iterator[int]:
+    """A guarded descriptor of a row's bytes: its file, or a member of its archive in memory.
+
+    Raises:
+        ClipRejected: the bytes cannot be had.
+    """
+    if source_member is None:
+        with media.open_source(source_path(source_uri)) as descriptor:
+            yield descriptor
+    else:
+        with media.source_of_bytes(b"".join(open_member(source_uri, source_member))) as descriptor:
+            yield descriptor
+
+
 def _named(
     rows: Sequence[SourceRow], *, workers: int, progress: Callable[[str, int, int], None] | None
 ) -> Iterable[SourceRow]:
@@ -130,7 +146,7 @@ def _named(
         if row.problem is not None or row.clip_id is not None:
             return row
         try:
-            with media.open_source(source_path(row.source_uri)) as descriptor:
+            with open_bytes(row.source_uri, row.source_member) as descriptor:
                 sha256 = media.hash_descriptor(descriptor)
         except ClipRejected as rejected:
             return dataclasses.replace(row, problem=(rejected.reason, rejected.detail))

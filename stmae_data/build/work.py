@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from stmae_data import __version__, files, fingerprint, media
+from stmae_data.build.plan import open_bytes
 from stmae_data.encode import EncodedClip, Encoding, encode_clip, ffmpeg_version
 from stmae_data.engines import Tick
 from stmae_data.errors import ClipRejected, Reason, StmaeDataError
-from stmae_data.records import LEDGER_COLUMNS, ClipSpan
+from stmae_data.records import LEDGER_COLUMNS, ClipSpan, web_clip_id
 from stmae_data.shards import Sample, commit_ledger, commit_shard, fingerprint_path, sample_json
-from stmae_data.sources import source_path
 
 __all__ = ["build_shard"]
 
@@ -94,12 +94,16 @@ def _reject(entry: dict[str, Any], reason: Reason, detail: str, *, stage: str) -
 def _encode(row: dict[str, Any], entry: dict[str, Any], encoding: Encoding) -> EncodedClip | None:
     """Open, hash, probe and encode one clip; a clip that cannot be used leaves its reason in `entry`."""
     try:
-        with media.open_source(source_path(row["source_uri"])) as descriptor:
+        with open_bytes(row["source_uri"], row["source_member"]) as descriptor:
             before = os.fstat(descriptor)
             sha256 = media.hash_descriptor(descriptor)
             entry |= {"source_bytes": before.st_size, "source_sha256": sha256}
             if row["source_sha256"] not in (None, sha256):
-                raise ClipRejected(Reason.CHANGED, "the bytes are not those that were planned")
+                was_hashed_here = row["clip_id"] == web_clip_id(
+                    row["source_sha256"], start_ms=row["start_ms"], end_ms=row["end_ms"]
+                )
+                reason = Reason.CHANGED if was_hashed_here else Reason.HASH_MISMATCH
+                raise ClipRejected(reason, "the bytes are not those that were planned")
             header = media.probe(descriptor)
             span = ClipSpan(row["start_ms"], row["end_ms"]) if row["is_cut"] else None
             clip = encode_clip(descriptor, header, encoding=encoding, span=span)
