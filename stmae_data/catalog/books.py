@@ -77,6 +77,7 @@ GROUP_COLUMNS: dict[str, str] = {
 
 REMOVED_COLUMNS: dict[str, str] = {
     "clip_id": "VARCHAR",
+    "row_id": "VARCHAR",
     "source_sha256": "VARCHAR",
     "shard": "VARCHAR",
     "set_version_before": "INTEGER",

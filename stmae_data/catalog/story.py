@@ -10,7 +10,8 @@ from typing import Any
 from stmae_data import files
 from stmae_data.catalog.books import find_books
 from stmae_data.catalog.summary import opened
-from stmae_data.errors import SelectionError, SetError
+from stmae_data.errors import SelectionError, SetError, UsageError
+from stmae_data.records import SetRef
 
 __all__ = ["ClipStory", "SetDiff", "diff", "show_clip"]
 
@@ -56,8 +57,8 @@ class ClipStory:
         told += [["group", each["set_name"], f"{each['group_id']}: {each['clip_id']}"] for each in self.groups]
         told += [["selection", "", name] for name in self.selections]
         for run in self.runs:
-            note = "read it" if run["is_same_data"] else "read another version of the set, this clip perhaps"
-            told.append(["run", f"{run['set']}:{run['split']}", f"{run['run']} {note}"])
+            note = "read it" if run["is_same_data"] else "read another state of the set, this clip perhaps"
+            told.append(["run", f"{run['set']}:{run['split']}", f"{run['run']} ({run['role']}) {note}"])
         return ["what", "where", "detail"], told
 
 
@@ -161,41 +162,36 @@ def _runs_with(
     found = []
     runs = workspace / "runs"
     for path in sorted(runs.glob("*/data.json")) if runs.is_dir() else []:
-        for entry in _entries(files.read_json(path)):
-            name, split = entry.get("set") or entry.get("name") or entry.get("set_name"), entry.get("split")
-            is_same = entry.get("digest") == seals.get(str(name), {}).get("digest")
-            holds = (name, split) in written if split is not None else any(each == name for each, _ in written)
-            selected = entry.get("selection_digest")
-            if selected is not None and is_same:
-                holds = holds and selected in selection_digests
-            if (is_same and holds) or (not is_same and name in was_in):
+        for entry in _entries(path):
+            try:
+                reference = SetRef.parse(str(entry["reference"]))
+            except UsageError:
+                continue  # foreign tars by pattern: nothing can be known about them
+            name, split = reference.set_name, reference.split
+            is_same = entry.get("set_digest") == seals.get(name, {}).get("digest")
+            holds = (name, split) in written
+            if entry.get("selection_digest") is not None:
+                holds = holds and entry["selection_digest"] in selection_digests
+            if holds if is_same else name in was_in:
                 found.append(
                     {
                         "run": path.parent.name,
+                        "role": entry.get("role"),
                         "set": name,
                         "split": split,
-                        "digest": entry.get("digest"),
+                        "set_digest": entry.get("set_digest"),
+                        "set_version": entry.get("version"),
                         "is_same_data": is_same,
                     }
                 )
     return found
 
 
-def _entries(document: Any) -> list[dict[str, Any]]:
-    """The per-set records of a data.json, wherever they stand: a list, a list under `sets` and the like, or a map by name."""
-    if isinstance(document, list):
-        return [entry for entry in document if isinstance(entry, dict)]
-    if not isinstance(document, dict):
-        return []
-    if "digest" in document:
-        return [document]
-    found = []
-    for key, value in document.items():
-        if isinstance(value, dict) and "digest" in value:
-            found.append({"set": key, **value})
-        elif isinstance(value, list | dict):
-            found.extend(_entries(value))
-    return found
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's data.json: one per set reference it read."""
+    document = files.read_json(path)
+    lines = document.get("sets") if isinstance(document, dict) else None
+    return [line for line in lines or [] if isinstance(line, dict) and "reference" in line]
 
 
 @dataclass(frozen=True, slots=True)

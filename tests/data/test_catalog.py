@@ -351,14 +351,17 @@ def test_the_story_of_a_clip_goes_from_source_to_runs(workspace: Path) -> None:
         workspace / "selections" / "some.parquet", [{"clip_id": clip_id}], {"clip_id": "VARCHAR"}, point="selection"
     )
     files.commit_json(workspace / "selections" / "some.json", {"digest": "s1"}, point="selection")
-    for run, entries in {
-        "reads": [{"set": "alpha", "split": "train", "digest": digest}],
-        "selects": [{"set": "alpha", "split": "train", "digest": digest, "selection_digest": "s1"}],
-        "selects-others": [{"set": "alpha", "split": "train", "digest": digest, "selection_digest": "s2"}],
-        "other-split": [{"set": "alpha", "split": "val", "digest": digest}],
-        "older": [{"set": "alpha", "split": "train", "digest": "before"}],
+    for run, (reference, set_digest, selection_digest) in {
+        "reads": ("alpha@0.5", digest, None),
+        "selects": ("alpha:train/some", digest, "s1"),
+        "selects-others": ("alpha:train/others", digest, "s2"),
+        "other-split": ("alpha:val", digest, None),
+        "older": ("alpha:train", "before", None),
+        "foreign": ("../{000..003}.tar", None, None),
     }.items():
-        files.commit_json(workspace / "runs" / run / "data.json", {"schema_version": 1, "sets": entries}, point="run")
+        entry = {"reference": reference, "role": "train", "set_digest": set_digest, "version": 1}
+        entry |= {"digest": selection_digest or set_digest, "selection_digest": selection_digest}
+        files.commit_json(workspace / "runs" / run / "data.json", {"schema_version": 1, "sets": [entry]}, point="run")
     story = show_clip(workspace, clip_id)
     assert {row["set_name"] for row in story.rows} == {"alpha", "beta"}
     assert story.rows[0]["place"].startswith(story.rows[0]["shard"] + ".tar:")

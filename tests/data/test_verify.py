@@ -415,6 +415,19 @@ def test_duplicates_may_lead_over_others_and_into_other_sets_by_decision(folder:
     assert _verify(folder).ok, _verify(folder).damages
 
 
+def test_a_rewritten_set_is_clean(workspace: Path) -> None:
+    from stmae_data.catalog import sql
+    from stmae_data.errors import Reason
+    from stmae_data.rewrite import Verdict, rewrite
+
+    folder = sets.make_set(workspace, "tiny", clips=5, shard_size=4)
+    rows = sql(workspace, "SELECT row_id, clip_id FROM written ORDER BY 1 LIMIT 2").rows
+    verdicts = [Verdict(rows[0][0], Reason.DUPLICATE, "dedup-1:1", duplicate_of=rows[1][1])]
+    rewrite(workspace, "tiny", verdicts, run_id="dedup-1", to="less")
+    assert _verify(folder).damages == ()
+    assert _verify(folder.parent / "less").damages == ()
+
+
 def _clip(seed: int, *, frames: int = 80) -> bytes:
     """A small H.264 file of moving noise, encoded as anyone would: no layers."""
     import av
