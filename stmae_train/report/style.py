@@ -25,8 +25,8 @@ h2 { margin: 0 0 4px; font-size: 20px; letter-spacing: -0.01em; font-weight: 640
 h3 { margin: 26px 0 8px; font-size: 15px; font-weight: 640; }
 .kind { margin: 0 0 6px; font-size: 12px; font-weight: 650; letter-spacing: 0.12em; text-transform: uppercase; color: var(--main); }
 .sub { margin: 10px 0 0; color: var(--soft); font-size: 17px; max-width: 72ch; overflow-wrap: anywhere; }
-.lead { margin: 0 0 18px; color: var(--soft); max-width: 82ch; }
-.alert { margin: 16px 0 0; padding: 10px 14px; border-left: 3px solid var(--warn); background: var(--card); border-radius: 0 8px 8px 0; max-width: 82ch; }
+.lead { margin: 0 0 18px; color: var(--soft); max-width: 96ch; }
+.alert { margin: 16px 0 0; padding: 10px 14px; border-left: 3px solid var(--warn); background: var(--card); border-radius: 0 8px 8px 0; max-width: 96ch; }
 section { margin: 0 0 20px; padding: 26px 28px 28px; background: var(--card); border: 1px solid var(--line); border-radius: 14px; }
 section.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); padding: 0; overflow: hidden; }
 .tile { padding: 20px 22px 18px; box-shadow: -1px 0 0 var(--line), 0 -1px 0 var(--line); }

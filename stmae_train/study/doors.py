@@ -42,6 +42,8 @@ class PretrainJob:
     workers: int
     checkpoint_every: int | None
     resume: bool
+    watch: Callable[[Any], None] | None = None
+    """Called with every logged record."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class TaskJob:
     run_dir: Path
     seed: int
     workers: int
+    watch: Callable[[Any], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,8 @@ def _pretrain(job: PretrainJob) -> Path:
             workers=job.workers,
             checkpoint_every=job.checkpoint_every,
             resume=job.resume,
-        )
+        ),
+        watch=job.watch,
     ).weights
 
 
@@ -179,7 +183,9 @@ def _run_task(job: TaskJob) -> Mapping[str, Any]:
                 run_dir=job.run_dir,
                 seed=job.seed,
                 workers=job.workers,
-            )
+                resume=True,
+            ),
+            watch=job.watch,
         )
     from stmae_train.probe import ProbeRequest, probe
 
@@ -194,5 +200,7 @@ def _run_task(job: TaskJob) -> Mapping[str, Any]:
             run_dir=job.run_dir,
             seed=job.seed,
             workers=job.workers,
-        )
+            resume=True,
+        ),
+        watch=job.watch,
     )

@@ -192,7 +192,13 @@ def make_plan(
     version = importlib.metadata.version("stmae")
     folder = study_folder(workspace, study.name) / "cells"
     # Two scales may share a cell (same recipe, data, length and seed): it stands twice here and is run once.
-    cells = [cell for each in scales for cell in _expand(each, arms, tasks, tests, trains, recipes, version, folder)]
+    cells = [
+        cell
+        for each in scales
+        for cell in _expand(
+            each, _trained_arms(study, each, arms, leaks, tests), tasks, tests, trains, recipes, version, folder
+        )
+    ]
     plan = StudyPlan(study, workspace, scales, arms, tuple(cells), leaks, tests, recipes, version)
     return replace(plan, cells=_kept(plan.cells, only)) if only else plan
 
@@ -251,6 +257,27 @@ def _task_recipe(base: Recipe, task: TaskSpec, doors: Doors) -> Recipe:
     return override_values(recipe, task.override)
 
 
+def _trained_arms(
+    study: StudyFile,
+    scale: ScaleSpec,
+    arms: Sequence[PlannedArm],
+    leaks: Sequence[Leak],
+    tests: Mapping[str, DataFacts],
+) -> list[PlannedArm]:
+    """The arms to run at this scale: those it lists, without those whose every score would be n/a† if it skips them."""
+    mine = {tests[task.name].reference for task in study.tasks if scale.name in task.scales}
+    skipped = set()
+    if scale.skips_tainted and study.leaks.action != "report":
+        for arm in arms:
+            if mine and mine <= {leak.test for leak in leaks if leak.arm == arm.name}:
+                skipped.add(arm.name)
+    return [
+        arm
+        for arm in arms
+        if scale.name in arm.spec.scales and arm.spec.unavailable is None and arm.name not in skipped
+    ]
+
+
 def _expand(
     scale: ScaleSpec,
     arms: Sequence[PlannedArm],
@@ -265,8 +292,6 @@ def _expand(
     cells = []
     for seed in scale.seeds:
         for arm in arms:
-            if scale.name not in arm.spec.scales or arm.spec.unavailable is not None:
-                continue
             lengths = scale.clips if arm.data else (0,)
             for clips in lengths:
                 trained = None

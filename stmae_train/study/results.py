@@ -37,6 +37,8 @@ class ArmResult:
     """Distinct evaluation clips in its pre-training data; 0 is clean."""
     score: Interval | None
     """None while incomplete, when tainted (unless the study asks for tainted numbers) and when not run."""
+    hides_score: bool = False
+    """Whether it is tainted and the study does not ask for tainted numbers."""
     unavailable: str | None = None
 
     @property
@@ -44,9 +46,9 @@ class ArmResult:
         """`measured`, `tainted`, `incomplete` or `not run`."""
         if self.unavailable is not None:
             return "not run"
-        if self.seeds_done < self.seeds_planned:
-            return "incomplete"
-        return "measured" if self.score is not None else "tainted"
+        if self.hides_score:
+            return "tainted"
+        return "incomplete" if self.seeds_done < self.seeds_planned else "measured"
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,10 +241,12 @@ def _arm_results(
 ) -> list[ArmResult]:
     seeds = len(plan.file.scale(scale).seeds)
     if arm.spec.unavailable is not None:
-        return [ArmResult(arm.name, task, 0, True, 0, seeds, 0, None, arm.spec.unavailable)]
+        return [ArmResult(arm.name, task, 0, True, 0, seeds, 0, None, unavailable=arm.spec.unavailable)]
     lengths = sorted({cell.clips for cell in cells if (cell.arm, cell.task) == (arm.name, task)})
     tainted = plan.tainted(arm.name, task)
     is_shown = not tainted or plan.file.leaks.action == "report"
+    if not lengths and not is_shown:
+        return [ArmResult(arm.name, task, plan.file.scale(scale).clips[-1], True, 0, seeds, tainted, None, True)]
     found = []
     for clips in lengths:
         num_done = scores.seeds_done(arm.name, task, clips)
@@ -253,7 +257,9 @@ def _arm_results(
                 alpha=plan.file.alpha,
                 generator=_generator(plan, scale, arm.name, task, clips),
             )
-        found.append(ArmResult(arm.name, task, clips, clips == lengths[-1], num_done, seeds, tainted, score))
+        found.append(
+            ArmResult(arm.name, task, clips, clips == lengths[-1], num_done, seeds, tainted, score, not is_shown)
+        )
     return found
 
 

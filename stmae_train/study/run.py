@@ -68,6 +68,7 @@ def study_run(
     dry_run: bool = False,
     doors: Doors | None = None,
     on_event: Callable[[CellEvent], None] | None = None,
+    watch: Callable[[Any], None] | None = None,
 ) -> RunSummary:
     """Plan a study and run what is not done yet.
 
@@ -81,6 +82,7 @@ def study_run(
         dry_run: count, run nothing.
         doors: the rooms it calls; the real ones unless given.
         on_event: called before and after every cell.
+        watch: called with every record that a training logs (`runlog.StepRecord`).
 
     Raises:
         StudyError: the study cannot be planned.
@@ -91,7 +93,13 @@ def study_run(
     if not dry_run:
         write_plan(plan)
     return run_plan(
-        plan, doors=doors, workers=workers, checkpoint_every=checkpoint_every, dry_run=dry_run, on_event=on_event
+        plan,
+        doors=doors,
+        workers=workers,
+        checkpoint_every=checkpoint_every,
+        dry_run=dry_run,
+        on_event=on_event,
+        watch=watch,
     )
 
 
@@ -103,6 +111,7 @@ def run_plan(
     checkpoint_every: int | None = None,
     dry_run: bool = False,
     on_event: Callable[[CellEvent], None] | None = None,
+    watch: Callable[[Any], None] | None = None,
 ) -> RunSummary:
     """Run the cells of a plan in its order; cells that others hold are tried once more at the end."""
     started = time.monotonic()
@@ -123,7 +132,7 @@ def run_plan(
         else:
             tell("started")
             begun = time.monotonic()
-            outcome = _run_cell(plan, cell, doors, workers=workers, checkpoint_every=checkpoint_every)
+            outcome = _run_cell(plan, cell, doors, workers=workers, checkpoint_every=checkpoint_every, watch=watch)
             if outcome == "done":
                 counts["done"] += 1
                 tell("done", time.monotonic() - begun)
@@ -136,7 +145,15 @@ def run_plan(
     return RunSummary(plan.folder, len(cells), **counts, seconds=time.monotonic() - started)
 
 
-def _run_cell(plan: StudyPlan, cell: Cell, doors: Doors, *, workers: int, checkpoint_every: int | None) -> str:
+def _run_cell(
+    plan: StudyPlan,
+    cell: Cell,
+    doors: Doors,
+    *,
+    workers: int,
+    checkpoint_every: int | None,
+    watch: Callable[[Any], None] | None,
+) -> str:
     """Run one cell to its end: `done`, or `busy` when another process holds it."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -153,6 +170,7 @@ def _run_cell(plan: StudyPlan, cell: Cell, doors: Doors, *, workers: int, checkp
                     checkpoint_every=checkpoint_every,
                     # On an empty folder this is a fresh start; on a killed one it goes on from the last checkpoint.
                     resume=True,
+                    watch=watch,
                 )
             )
         else:
@@ -173,6 +191,7 @@ def _run_cell(plan: StudyPlan, cell: Cell, doors: Doors, *, workers: int, checkp
                     run_dir=cell.folder,
                     seed=cell.seed,
                     workers=workers,
+                    watch=watch,
                 )
             )
     except RunBusy:

@@ -1,7 +1,7 @@
 """The study file: TOML read into frozen values, with every key checked.
 
 [study]       name question baseline seeds equal alpha discordance seed_sd
-[scale.NAME]  recipe clips schedule seeds override
+[scale.NAME]  recipe clips schedule seeds tainted override
 [data.NAME]   shards | from, with where hashtags_of per_class samples share seed
 [[arm]]       data | init, with name scale available reason
 [[task]]      name kind train test recipe override only
@@ -49,6 +49,8 @@ class ScaleSpec:
     clips: tuple[int, ...]
     seeds: tuple[int, ...]
     schedule: str = "cosine"
+    skips_tainted: bool = False
+    """Leave arms untrained whose scores would be n/a† on every task anyway."""
     override: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -213,7 +215,7 @@ def parse_clips(value: object, *, where: str, key: str) -> int:
 
 
 def _scale(root: Table, name: str, seeds: tuple[int, ...]) -> ScaleSpec:
-    table = root.table("scale", ("recipe", "clips", "schedule", "seeds", "override"), name)
+    table = root.table("scale", ("recipe", "clips", "schedule", "seeds", "tainted", "override"), name)
     value = table.value("clips")
     clips = [parse_clips(each, where=table.where, key=f"{table.path}.clips") for each in listed(value)]
     schedule = table.text("schedule", "cosine")
@@ -222,11 +224,13 @@ def _scale(root: Table, name: str, seeds: tuple[int, ...]) -> ScaleSpec:
             f"{table.where}: {table.path}.schedule is {schedule!r}; every length is a run of its own here, "
             'write schedule = "cosine".'
         )
+    tainted = choose(table.text("tainted", "train"), ("train", "skip"), where=table.where, key=f"{table.path}.tainted")
     return ScaleSpec(
         name=checked_name(name, table.where, f"scale.{name}"),
         recipe=table.text("recipe"),
         clips=tuple(sorted(set(clips))),
         seeds=table.numbers("seeds", seeds),
+        skips_tainted=tainted == "skip",
         override=flatten(table.mapping("override")),
     )
 
