@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,12 @@ def encode_clip(
     flags: set[str] = set()
     claimed_fps = header.claimed_fps or float(STORED_FPS)
     if claimed_fps >= _SLOWEST_FPS:
-        took = _pass(descriptor, graph_of(header, encoding, span, None), planned_seconds=planned_seconds)
+        graph = graph_of(header, encoding, span, None)
+        took = _pass(descriptor, graph, planned_seconds=planned_seconds)
+        if span is None and took.has_usable_times() and took.is_displaced(graph):
+            # Two readers of one container may disagree on where time begins (some AVI): the pass itself knows.
+            graph = replace(graph, first_frame_seconds=round(float(took.times[0]), 6))
+            took = _pass(descriptor, graph, planned_seconds=planned_seconds)
     if took is None or not took.has_usable_times():
         fps = claimed_fps if 1 <= claimed_fps <= 240 else float(STORED_FPS)
         took = _pass(descriptor, graph_of(header, encoding, span, fps), planned_seconds=planned_seconds)
@@ -130,6 +135,9 @@ class _Pass:
     def has_usable_times(self) -> bool:
         steps = np.diff(self.times)
         return bool(np.isfinite(self.times).all() and (steps > 0).mean() >= 0.9) if len(steps) else True
+
+    def is_displaced(self, graph: Graph) -> bool:
+        return bool(len(self.times)) and abs(float(self.times[0]) - graph.first_frame_seconds) > 0.002
 
 
 def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
@@ -207,12 +215,14 @@ def _judge(took: _Pass, header: Header, *, is_whole: bool) -> bool:
     # Only an mp4 lists every frame in its header; an AVI counts empty chunks too.
     is_short_of_claim = is_whole and header.container == "mov" and 0 < took.num_packets < header.claimed_frames
     is_cut = took.is_cut_short or is_short_of_claim
-    packets = max(took.num_packets, 1)
-    if took.num_errors > POLICY.max_error_share * packets:
+    is_short = frames < POLICY.min_frames
+    short = f"{frames} decoded frames, at least {POLICY.min_frames} are wanted"
+    if is_short and is_cut:
+        raise ClipRejected(Reason.TRUNCATED, short)
+    if took.num_errors > POLICY.max_error_share * max(took.num_packets, 1):
         raise ClipRejected(Reason.DECODE_ERROR, f"{took.num_errors} of {took.num_packets} packets do not decode")
-    if frames < POLICY.min_frames:
-        reason = Reason.TRUNCATED if is_cut else Reason.DECODE_ERROR if took.num_errors else Reason.TOO_SHORT
-        raise ClipRejected(reason, f"{frames} decoded frames, at least {POLICY.min_frames} are wanted")
+    if is_short:
+        raise ClipRejected(Reason.DECODE_ERROR if took.num_errors else Reason.TOO_SHORT, short)
     if took.times[-1] - took.times[0] > POLICY.max_seconds:
         raise ClipRejected(Reason.TOO_LARGE, f"longer than {POLICY.max_seconds:g} s")
     return is_cut or took.num_errors > 0

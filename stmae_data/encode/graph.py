@@ -113,6 +113,9 @@ def arguments(graph: Graph, descriptor: int, outputs: tuple[int, int, int, int])
     picture = source[str(graph.stream_index)]
     if graph.frame_order_fps is not None:
         picture = picture.filter("settb", "1/90000").filter("setpts", f"N/({graph.frame_order_fps:.6f}*TB)")
+    if graph.span is not None:
+        # ffmpeg's own -t counts from the first frame it lets pass, which may lie a little behind the start.
+        picture = picture.filter("trim", end=f"{graph.span.seconds:.3f}")
     if graph.has_alpha:  # shown over black: colours times alpha, then alpha forgotten
         picture = picture.filter("format", "gbrap").filter("premultiply", inplace=1).filter("format", "gbrp")
     targets = []
@@ -149,7 +152,7 @@ def _input_options(descriptor: int, graph: Graph) -> dict[str, Any]:
         "fd": descriptor,
     }
     if graph.span is not None:  # before -i: exact to the frame when decoding, and nothing before the key frame is read
-        options |= {"ss": f"{graph.span.start_ms / 1000:.3f}", "t": f"{graph.span.seconds:.3f}"}
+        options |= {"ss": f"{graph.span.start_ms / 1000:.3f}", "t": f"{graph.span.seconds + 1:.3f}"}
     elif graph.frame_order_fps is None:
         options |= {"t": POLICY.max_seconds + 1}
     return options
