@@ -22,9 +22,9 @@ from stmae_train.probe import Fitting, ProbeRequest, attentive_logits, probe
 @pytest.fixture
 def request_(small_world: Path, small_recipe: Recipe, tmp_path: Path) -> ProbeRequest:
     changes = [
-        "probe.epochs=15",
+        "probe.epochs=40",
         "probe.batch_videos=8",
-        "probe.lr_grid=[0.003, 0.0003]",
+        "probe.lr_grid=[0.02, 0.015]",
         "probe.weight_decay_grid=[0.05]",
     ]
     recipe = override(small_recipe, [*changes, "probe.train_views=3", "probe.select_share=0.2", "probe.views=[2, 1]"])
