@@ -30,6 +30,7 @@ __all__ = [
     "connect",
     "copy_table",
     "fault_point",
+    "json_text",
     "link_or_copy",
     "lock",
     "read_json",
@@ -121,8 +122,12 @@ def commit_bytes(path: Path, data: bytes, *, point: str) -> None:
 
 def commit_json(path: Path, value: Any, *, point: str) -> None:
     """Write `value` as sorted, indented JSON, whole or not at all; NaN is refused."""
-    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    commit_bytes(path, (text + "\n").encode(), point=point)
+    commit_bytes(path, json_text(value).encode(), point=point)
+
+
+def json_text(value: Any) -> str:
+    """The one spelling of a JSON document of ours: sorted, indented, ended by a line feed; NaN is refused."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -157,23 +157,22 @@ def seal_set(
         split["samples"] += shard.samples
         split["seconds"] = round(split["seconds"] + shard.seconds, 3)
     digest = set_digest(shards)
-    files.commit_json(
-        folder / "meta" / "set.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "name": name,
-            "version": version,
-            "digest": digest,
-            "created_from": created_from,
-            "recipe": recipe,
-            "splits": splits,
-            "counts": counts,
-            "parents": list(parents),
-            "versions": versions,
-            **(extra or {}),
-        },
-        point="seal",
-    )
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "version": version,
+        "digest": digest,
+        "created_from": created_from,
+        "recipe": recipe,
+        "splits": splits,
+        "counts": counts,
+        "parents": list(parents),
+        "versions": versions,
+        **(extra or {}),
+    }
+    document.pop("seal_sha256", None)
+    document["seal_sha256"] = files.sha256_text(files.json_text(document))  # so that no flipped bit goes unnoticed
+    files.commit_json(folder / "meta" / "set.json", document, point="seal")
     return digest
 
 
