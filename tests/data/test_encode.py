@@ -388,3 +388,55 @@ def test_nothing_is_left_behind(film: Path, tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == ["bad.mp4"]  # noqa: PTH208 - names alone
     assert len(list(Path("/proc/self/fd").iterdir())) == before
     assert ffmpeg_version()
+
+
+REJECTED = {
+    "decord_unordered.mov": Reason.TOO_SHORT,
+    "decord_video_0.mov": Reason.TOO_SHORT,
+    "decord_video_180.mov": Reason.TOO_SHORT,
+    "decord_video_270.mov": Reason.TOO_SHORT,
+    "decord_video_90.mov": Reason.TOO_SHORT,
+    "h265_video.mp4": Reason.TOO_SHORT,
+    "test_non_zero_start.mp4": Reason.TOO_SHORT,
+    "testsrc2_mpeg4.mp4": Reason.TOO_SHORT,
+    "testsrc2_odd_height_and_width_mpeg2.mp4": Reason.TOO_SHORT,
+    "testsrc2_odd_width_mpeg2.mp4": Reason.TOO_SHORT,
+}
+FLAGGED = {"decord_corrupted.mp4": ("partial",), "nasa_13013_rotated.mp4": ("upright",)}
+NUM_FRAMES = {
+    "av1_video.mkv": 125,
+    "decord_corrupted.mp4": 49,
+    "decord_flipping_a_pancake.mkv": 310,
+    "discard_first_keyframe.mp4": 25,
+    "mma_test.avi": 164,
+    "nasa_13013_rotated.mp4": 17,
+    "paddle_example.avi": 131,
+    "realshort.mp4": 36,
+    "sine_stereo_mp2.mpg": 100,
+    "test_video_66x50.mov": 82,
+}
+"""As counted by decoding each file whole with another program; the rest are testsrc clips of whole seconds."""
+
+
+def test_real_files_end_as_a_person_would_say(shared_dir: Path) -> None:
+    paths = sorted((shared_dir / "real" / "videos").iterdir())
+    assert len(paths) >= 46
+    for path in paths:
+        if path.name in REJECTED:
+            assert reason_for(path) == REJECTED[path.name], path.name
+            continue
+        clip = encoded(path, mode="layered" if path.stat().st_size < 100_000 else "copy")
+        assert clip.flags == FLAGGED.get(path.name, ()), path.name
+        assert clip.source.num_frames == NUM_FRAMES.get(path.name, clip.source.num_frames), path.name
+        assert clip.source.num_decode_errors == (2 if path.name == "decord_corrupted.mp4" else 0), path.name
+        assert len(clip.hash_frames) == pytest.approx(8 * clip.source.duration_seconds, abs=1.5), path.name
+
+
+def test_files_with_near_duplicates_are_all_taken(shared_dir: Path) -> None:
+    streams = {}
+    for path in sorted((shared_dir / "real" / "neardup").glob("*.mp4")):
+        clip = encoded(path, mode="copy")
+        assert clip.flags == (), path.name
+        streams[path.name] = clip.stream_sha256
+    same = {name for name, stream in streams.items() if list(streams.values()).count(stream) > 1}
+    assert same == {"dj_video1.mp4", "dj_video6.mp4", "pool_part_0.mp4", "pool_part_1.mp4"}
