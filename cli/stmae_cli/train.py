@@ -213,6 +213,60 @@ def _show_metrics(metrics: dict[str, Any], run_dir: Path, *, is_json: bool) -> N
     console.done("Run:", run_dir, is_json=is_json)
 
 
+@console.command(app, "evaluate")
+def evaluate(
+    weights: Annotated[str, typer.Argument(metavar="RUN", help="A fine-tuning run, or its weights file.")],
+    eval_shards: EvalOption,
+    views: Annotated[
+        str | None, typer.Option(help="Temporal x spatial views, as in 7x3; the recipe's unless given.")
+    ] = None,
+    workers: WorkersOption = 0,
+    out: OutOption = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Test a fine-tuned classifier on merged views.
+
+    Example: stmae-train evaluate finetune-demo-k400 --eval-shards demo-k400:val --views 5x3
+    """
+    from stmae_train.evaluate import EvaluateRequest
+    from stmae_train.evaluate import evaluate as run
+
+    shape = tuple(int(part) for part in views.split("x")) if views else None
+    if shape is not None and len(shape) != 2:
+        raise typer.BadParameter(f"{views!r} is not temporal x spatial views, as in 7x3")
+    request = EvaluateRequest(
+        workspace=workspace,
+        weights=_init(workspace, weights),
+        eval_shards=eval_shards,
+        run_dir=_run_dir(workspace, out, "evaluate", Path(weights).name, eval_shards, views or "views"),
+        views=(shape[0], shape[1]) if shape else None,
+        workers=workers,
+        resume=True,
+    )
+    with console.journal(workspace, "stmae-train evaluate", {"weights": weights, "eval_shards": eval_shards}):
+        metrics = run(request)
+    _show_metrics(metrics, request.run_dir, is_json=is_json)
+
+
+@console.command(app, "report")
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run, under runs/ of the workspace, or its folder.")],
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Write one self-contained HTML page about a run: curves, cost, what it read, pictures.
+
+    Example: stmae-train report demo-demo-k400-s0
+    """
+    from stmae_train.report import run_report
+
+    path = run_report(Path(_init(workspace, run)))
+    if is_json:
+        console.print_json({"run": run, "report": str(path)})
+    console.done("Report:", path, is_json=is_json)
+
+
 @study_app.callback()
 def study() -> None:
     """Plan, run and report studies."""
@@ -323,6 +377,53 @@ def study_status(
         )
         return
     console.table("Cells", ["id", "arm", "task", "clips", "seed", "state"], rows)
+
+
+@console.command(study_app, "report")
+def study_report(
+    file: StudyArgument,
+    scale: ScaleOption = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="truth.json of the small world, to hold dedup and the build against.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Where the page goes; the study's folder unless given.")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json-to", help="Also write the study's facts to this file.")
+    ] = None,
+    summary: Annotated[Path | None, typer.Option(help="Also write the small world's summary to this file.")] = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Compare the arms and write the page, the tables and the figures.
+
+    Example: stmae-train study report demo -w demo --truth demo/truth.json --html demo/report.html
+    """
+    from stmae_train.study import study_json
+    from stmae_train.study import study_report as run
+
+    made = run(_study_file(file), workspace, scale=scale, truth=truth, html=html, json_path=json_path, summary=summary)
+    facts = study_json(made.results)
+    if is_json:
+        console.print_json(facts)
+    pairs = [
+        [
+            pair["task"],
+            pair["arm"],
+            pair["baseline"],
+            _points(pair["delta"]),
+            _points(pair["low"]),
+            _points(pair["high"]),
+            pair["verdict"],
+        ]
+        for pair in facts["pairs"]
+    ]
+    columns = ["task", "arm", "baseline", "difference", "low", "high", "verdict"]
+    console.table("Differences in points of top-1", columns, pairs, is_json=is_json)
+    console.done("Report:", made.html, is_json=is_json)
+
+
+def _points(share: float | None) -> str:
+    return "n/a†" if share is None else f"{100 * share:+.1f}"
 
 
 def main() -> None:
