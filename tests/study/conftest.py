@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from stmae_data.records import SetRef
 from stmae_train import recipes
 from stmae_train.runlog import commit, write_scores
+from stmae_train.study import study_run
 from stmae_train.study.doors import DataFacts, Doors, PretrainJob, TaskJob
 
 STUDY = """
@@ -100,6 +102,7 @@ class FakeWorld:
     )
     calls: list[str] = field(default_factory=list)
     fail_after: int | None = None
+    tables: dict[tuple[float, int, int], bytes] = field(default_factory=dict)
 
     def doors(self) -> Doors:
         return Doors(
@@ -185,12 +188,25 @@ class FakeWorld:
             }
             for number, each in enumerate(luck)
         ]
-        write_scores(job.run_dir / "scores.parquet", rows)
+        # Equal rows give equal bytes, and writing Parquet is most of a fake cell's time.
+        key = (accuracy, job.seed, len(rows))
+        if key not in self.tables:
+            write_scores(job.run_dir / "scores.parquet", rows)
+            self.tables[key] = (job.run_dir / "scores.parquet").read_bytes()
+        write(job.run_dir / "scores.parquet", self.tables[key])
         metrics = {"top1": float(np.mean([row["correct"] for row in rows])), "num_clips": len(rows)}
         write_json(job.run_dir / "metrics.json", metrics)
         write_json(job.run_dir / "cost.json", {"seconds": 2.0})
         write_json(job.run_dir / "run.json", {"status": "done"})
         return metrics
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Hundreds of small files: what a power cut would leave is tested where the writer is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture
@@ -205,6 +221,23 @@ def study_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny.toml"
     path.write_text(STUDY)
     return path
+
+
+@pytest.fixture(scope="session")
+def finished_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which that study ran to its end; copied, never changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    file = folder / "tiny.toml"
+    file.write_text(STUDY)
+    study_run(file, folder / "workspace", doors=FakeWorld(folder / "workspace").doors())
+    return folder / "workspace"
+
+
+@pytest.fixture
+def finished(finished_template: Path, world: FakeWorld) -> FakeWorld:
+    """A study that ran to its end, in a workspace of this test's own."""
+    shutil.copytree(finished_template, world.workspace, dirs_exist_ok=True)
+    return world
 
 
 @pytest.fixture

@@ -61,11 +61,9 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.words))
 
 
-@pytest.fixture
-def finished(study_file: Path, world: Any) -> Any:
-    """A study that ran to its end."""
-    study_run(study_file, world.workspace, doors=world.doors())
-    return world
+def short(text: str) -> str:
+    """The study with one length alone."""
+    return text.replace('["1k", "4k"]', '"4k"')
 
 
 def results_of(study_file: Path, world: Any) -> StudyResults:
@@ -100,7 +98,7 @@ def test_a_tainted_arm_has_no_number_anywhere(study_file: Path, finished: Any, t
 
 def test_the_tainted_number_is_shown_and_marked_when_asked_for(study_text: str, tmp_path: Path, world: Any) -> None:
     file = tmp_path / "asked.toml"
-    file.write_text(study_text + '\n[leaks]\naction = "report"\n')
+    file.write_text(short(study_text) + '\n[leaks]\naction = "report"\n')
     study_run(file, world.workspace, doors=world.doors())
     row = next(row for row in transfer_table(results_of(file, world)).rows if row[0] == "k700")
     assert re.match(r"\d\d\.\d ± \d\.\d† \(\+\d+\.\d \[\d+\.\d, \d+\.\d\]\)", row[-1])
@@ -108,7 +106,7 @@ def test_the_tainted_number_is_shown_and_marked_when_asked_for(study_text: str, 
 
 def test_a_scale_may_leave_tainted_arms_untrained(study_text: str, tmp_path: Path, world: Any) -> None:
     file = tmp_path / "skip.toml"
-    file.write_text(study_text.replace('recipe = "demo"', 'recipe = "demo"\ntainted = "skip"'))
+    file.write_text(short(study_text).replace('recipe = "demo"', 'recipe = "demo"\ntainted = "skip"'))
     study_run(file, world.workspace, doors=world.doors())
     assert not [call for call in world.calls if "k700" in call]
     results = results_of(file, world)
@@ -175,7 +173,7 @@ def test_the_page_is_whole_and_loads_nothing(study_file: Path, finished: Any) ->
 
 def test_words_from_outside_are_escaped(study_text: str, tmp_path: Path, world: Any) -> None:
     file = tmp_path / "rude.toml"
-    file.write_text(study_text.replace("Does more data help?", "<script>alert(1)</script> & {{ 7 * 7 }}"))
+    file.write_text(short(study_text).replace("Does more data help?", "<script>alert(1)</script> & {{ 7 * 7 }}"))
     study_run(file, world.workspace, doors=world.doors())
     text = study_report(file, world.workspace, doors=world.doors()).html.read_text()
     assert "<script" not in text
@@ -241,7 +239,7 @@ def test_scores_of_different_clips_are_refused(study_file: Path, finished: Any) 
 
 def test_one_seed_says_single_seed(study_text: str, tmp_path: Path, world: Any) -> None:
     file = tmp_path / "one.toml"
-    file.write_text(study_text.replace("[0, 1, 2]", "[4]"))
+    file.write_text(short(study_text).replace("[0, 1, 2]", "[4]"))
     study_run(file, world.workspace, doors=world.doors())
     report = study_report(file, world.workspace, doors=world.doors())
     assert {pair.comparison.test for pair in report.results.pairs} == {"mcnemar"}

@@ -35,7 +35,7 @@ def draw(
 
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (2, 0.3), (3, 0.0), (3, 0.3)])
 def test_studies_without_a_difference_find_one_in_at_most_alpha_of_the_runs(seeds: int, seed_sd: float) -> None:
-    generator, alarms, studies = rng(5), 0, 200
+    generator, alarms, studies = rng(11), 0, 200
     for _ in range(studies):
         arms = draw(generator, seeds=seeds, videos=150, arms=3, seed_sd=seed_sd)
         scatter = seed_scatter(arms)
