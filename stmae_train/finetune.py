@@ -1,0 +1,272 @@
+"""Fine-tuning a classifier from pre-trained weights, in the order of time: set-up, data, model, optimiser, loop, test, end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stmae_train.checkpoint import StepLoop, save_weights
+from stmae_train.classifier import Classifier
+from stmae_train.config import Recipe
+from stmae_train.distributed import World, start_world, stop_world
+from stmae_train.errors import ConfigError
+from stmae_train.evaluate import Start, frame_rule, score, write_results
+from stmae_train.loader import (
+    DEFAULT_CACHE_BYTES,
+    Batch,
+    CropRule,
+    ReadOptions,
+    TrainLoader,
+    check_labels,
+    open_sources,
+)
+from stmae_train.optim import adamw, parameter_groups
+from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops, update_weights
+from stmae_train.schedule import cosine_lr
+from stmae_train.views import mix_clips, perturb_clips, step_seed
+
+__all__ = ["FinetuneRequest", "finetune"]
+
+
+@dataclass(frozen=True, slots=True)
+class FinetuneRequest:
+    """What to fine-tune, on what.
+
+    Attributes:
+        workspace: folder of the sets.
+        init: a weights file, a run folder or run name, or `random` (from scratch).
+        train_shards: labelled set references.
+        eval_shards: the labelled set reference to score at the end, once.
+        recipe: its fine-tuning settings; model and clips too where `init` is random, else those of the weights.
+        run_dir: the run folder.
+        seed: of the head, order, crops, mixing, drop path.
+        workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes: as in pre-training.
+    """
+
+    workspace: Path
+    init: str
+    train_shards: tuple[str, ...]
+    eval_shards: str
+    recipe: Recipe
+    run_dir: Path
+    seed: int = 0
+    workers: int = 0
+    checkpoint_every: int | None = None
+    resume: bool = False
+    accept_new_data: bool = False
+    skip_damaged: int = 0
+    log_every: int | None = None
+    device: str | None = None
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+
+
+def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
+    """Fine-tune, score the test set once, leave a run folder; returns the metrics.
+
+    Raises:
+        RunInterrupted: SIGTERM or SIGINT came; a checkpoint was written first.
+        TrainingStopped: loss or gradients stayed non-finite.
+        RunBusy, ConfigError, DataMismatch, CheckpointError, SetError: what cannot be used, in one sentence.
+    """
+    start = Start.of(request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed)
+    world = start_world(request.device)
+    try:
+        if not world.is_main:
+            return _Finetuning(request, start, world, None).go(watch)
+        settings = {
+            "train_shards": list(request.train_shards),
+            "eval_shards": request.eval_shards,
+            "init": start.facts,
+        }
+        with RunFolder.open(
+            request.run_dir,
+            command="finetune",
+            recipe=start.recipe,
+            seed=request.seed,
+            settings=settings,
+            resume=request.resume,
+        ) as run:
+            if run.was_done:
+                return dict(run.read_json("metrics.json"))
+            return _Finetuning(request, start, world, run).go(watch)
+    finally:
+        stop_world(world)
+
+
+class _Finetuning:
+    """One fine-tuning in one process: everything is set up here, in the order it is needed; then `go`."""
+
+    def __init__(self, request: FinetuneRequest, start: Start, world: World, run: RunFolder | None) -> None:
+        self.request, self.world, self.run, self.recipe = request, world, run, start.recipe
+        config = self.config = start.recipe.finetune
+
+        # Data: labelled videos alone, and one class list on both sides.
+        train = open_sources(request.workspace, request.train_shards, labelled=True)
+        self.test = open_sources(request.workspace, [request.eval_shards], labelled=True)
+        self.num_classes = check_labels(train, self.test)
+        self.options = ReadOptions(request.workers, request.cache_bytes, request.skip_damaged)
+        self.loader = TrainLoader(
+            request.workspace,
+            train,
+            rule=frame_rule(start.recipe.data),
+            crop=CropRule(config.crop_area, config.crop_aspect, config.flip),
+            seed=request.seed,
+            batch_videos=config.batch_videos,
+            repeats=config.repeats,
+            rank=world.rank,
+            world_size=world.size,
+            options=self.options,
+        )
+        self.steps = math.ceil(config.epochs * self.loader.mix.epoch_videos / config.batch_videos)
+        drawn = self.steps * self.loader.clips_per_step
+        shares = self.loader.mix.shares
+        self.entries = [
+            each.entry("train", clips_drawn=round(drawn * share)) for each, share in zip(train, shares, strict=True)
+        ]
+        self.entries += [each.entry("eval") for each in self.test]
+        if (config.mixup or config.cutmix) and (config.batch_videos * config.repeats // world.size) % 2:
+            raise ConfigError(
+                f"Mixup and cutmix pair the clips of a batch, but each process has {config.batch_videos * config.repeats // world.size}; "
+                f"make finetune.batch_videos even, or set mixup=0 and cutmix=0."
+            )
+
+        # Model.
+        self.model = Classifier(
+            start.recipe.model,
+            self.num_classes,
+            pooling=config.pooling,
+            drop_path=config.drop_path,
+            dropout=config.head_dropout,
+            head_init_std=config.head_init_std,
+            seed=request.seed,
+        )
+        if start.tensors is not None:
+            self.model.start_from(start.tensors)
+        self.model.to(world.device)
+        self.trained = world.wrap(self.model)
+
+        # Optimiser: deeper blocks learn faster than early ones.
+        groups = parameter_groups(
+            self.model,
+            weight_decay=config.weight_decay,
+            decay_rule="not-1d-nor-tokens",
+            layer_decay=config.layer_decay,
+            depth=start.recipe.model.depth,
+        )
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        self.optimizer = adamw([{**group, "fused": True} for group in groups], betas=config.betas)
+
+        # The loop, where an earlier process left it.
+        self.loop = StepLoop(
+            run,
+            world,
+            model=self.model,
+            optimizer=self.optimizer,
+            loader=self.loader,
+            steps=self.steps,
+            flops_per_clip=train_flops(start.recipe.model, num_classes=self.num_classes),
+            log_every=request.log_every,
+            checkpoint_every=request.checkpoint_every,
+        )
+        if request.resume:
+            self.loop.resume(request.run_dir, accept_new_data=request.accept_new_data)
+
+    def go(self, watch: Callable[[StepRecord], None] | None) -> dict[str, Any]:
+        """Train, then score the test set once."""
+        if self.run is not None:
+            self.run.write_data(self.entries)
+        self.model.train()
+        self.loop.go(self._update, rate=self._rate, watch=watch)
+        return self._end() if self.run is not None else {}
+
+    def _rate(self, step: int) -> float:
+        """Cosine after a linear warm-up, in epochs as the published code counts them."""
+        per_epoch = self.loader.mix.epoch_videos / self.config.batch_videos
+        return cosine_lr(
+            step / per_epoch,
+            total=self.config.epochs,
+            warmup=self.config.warmup_epochs,
+            peak=self.config.peak_lr(),
+            end=self.config.min_lr,
+        )
+
+    def _update(self, step: int, parts: Sequence[Batch]) -> Update:
+        """Augment, mix, forward, backward, one guarded step."""
+        (batch,) = parts
+        # Drop path, dropout and mixing draw from generators that know the step alone, so a resumed run draws the same.
+        torch.manual_seed(step_seed(self.request.seed, step, rank=self.world.rank))
+        clips = batch.clips(self.recipe.model, device=self.world.device)  # [B, 3, T, H, W]
+        clips = perturb_clips(clips, self.config, self.recipe.model, numbers=batch.numbers, seed=self.request.seed)
+        labels = batch.labels.to(self.world.device)
+        clips, targets = mix_clips(
+            clips,
+            labels,
+            self.config,
+            num_classes=self.num_classes,
+            seed=step_seed(self.request.seed, step, rank=self.world.rank),
+        )
+        with autocast(self.world.device, self.config.precision):
+            logits = self.trained(clips)
+        loss = F.cross_entropy(logits.float(), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return update_weights(
+            self.optimizer,
+            self.parameters,
+            step=step + 1,
+            losses=[loss],
+            grad_clip=self.config.grad_clip,
+            clip_ids=batch.clip_ids,
+        )
+
+    def _logits(self, clips: Tensor) -> Tensor:
+        with autocast(self.world.device, self.config.precision):
+            out: Tensor = self.model(clips)
+        return out
+
+    def _end(self) -> dict[str, Any]:
+        run = self.run
+        assert run is not None
+        self.model.eval()
+        cost = self.loop.cost()
+        facts = {
+            "kind": "finetune",
+            "num_classes": self.num_classes,
+            "init": self.request.init,
+            "data": self.loop.digests(),
+            "seed": self.request.seed,
+        }
+        save_weights(run.path / "weights.safetensors", self.model, recipe=self.recipe, facts=facts)
+        scores, tested = score(
+            self._logits,
+            self.request.workspace,
+            self.test,
+            recipe=self.recipe,
+            views=self.config.views,
+            device=self.world.device,
+            options=ReadOptions(self.request.workers, self.request.cache_bytes),
+        )
+        cost["bytes_read"] += tested.reader.bytes_read
+        cost["seconds"], cost["cpu_seconds"] = self.loop.cost()["seconds"], self.loop.cost()["cpu_seconds"]
+        run.write_json("skipped.json", self.loader.reader.skipped)
+        return write_results(
+            run,
+            scores,
+            facts={
+                "kind": "finetune",
+                "init": self.request.init,
+                "views": list(self.config.views),
+                "train_videos": self.loader.mix.epoch_videos,
+            },
+            recipe=self.recipe,
+            watch=self.loop.meter.watch,
+            clips=cost["clips"],
+            bytes_read=cost["bytes_read"],
+            cost=cost,
+        )

@@ -1,0 +1,33 @@
+"""Views: which frames and which part of the picture a draw takes, what is done to them, and the pixels that come out."""
+
+from stmae_train.views.augment import mix_clips, perturb_clips, step_seed
+from stmae_train.views.draws import (
+    LAYER_STEP,
+    START_STREAM,
+    Boxes,
+    FrameRule,
+    center_boxes,
+    clip_frames,
+    eval_frames,
+    philox,
+    random_boxes,
+    render,
+    uniforms,
+)
+
+__all__ = [
+    "LAYER_STEP",
+    "START_STREAM",
+    "Boxes",
+    "FrameRule",
+    "center_boxes",
+    "clip_frames",
+    "eval_frames",
+    "mix_clips",
+    "perturb_clips",
+    "philox",
+    "random_boxes",
+    "render",
+    "step_seed",
+    "uniforms",
+]
