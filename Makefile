@@ -12,6 +12,26 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
+# The road from files to an honest table, as a user would walk it. $(1) workspace, $(2) size of the world, $(3) scale of the study.
+define road
+	$(BIN)/stmae-data demo $(1) --scale $(2)
+	$(BIN)/stmae-data build $(1)/demo-k400.toml -w $(1)
+	$(BIN)/stmae-data build $(1)/demo-k700.toml -w $(1)
+	$(BIN)/stmae-data build $(1)/demo-web.toml -w $(1)
+	$(BIN)/stmae-data dedup demo-k700 --against demo-k400:val --to demo-k700-clean -w $(1)
+	$(BIN)/stmae-data report demo-k700-clean -w $(1)
+	$(BIN)/stmae-data report demo-web -w $(1)
+	$(BIN)/stmae-train study run demo --scale $(3) -w $(1)
+endef
+
+demo: setup  ## the main job on a small world, at most 10 minutes on 2 cores: demo/report.html
+	$(call road,demo,0.2,demo)
+	$(BIN)/stmae-train study report demo --scale demo -w demo --truth demo/truth.json --html demo/report.html --summary demo/summary.json
+
+study: setup  ## the same in full, at most 60 minutes on 2 cores: demo/study.html and demo/study.json
+	$(call road,demo/study,1,study)
+	$(BIN)/stmae-train study report demo --scale study -w demo/study --truth demo/study/truth.json --html demo/study.html --json-to demo/study.json
+
 test: setup  ## the tests, under 20 minutes on 2 cores
 	$(BIN)/python -m pytest -m "not battery"
 

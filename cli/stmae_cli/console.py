@@ -245,9 +245,9 @@ def journal(workspace: Path, name: str, arguments: Mapping[str, Any]) -> Iterato
                 workspace / "journal.jsonl",
                 {
                     "command": name,
-                    "arguments": {
-                        key: str(value) for key, value in arguments.items() if value not in (None, (), [], False)
-                    },
+                    "argv": [
+                        f"{key}={value}" for key, value in arguments.items() if value not in (None, (), [], False)
+                    ],
                     "started": started.isoformat(timespec="seconds"),
                     "seconds": round(time.monotonic() - clock, 3),
                     "exit": code,
