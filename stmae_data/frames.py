@@ -67,17 +67,16 @@ class Planes:
         Returns:
             Pictures [N, H, W, 3].
         """
-        chosen: Any = slice(None) if rows is None else list(rows)
-        y = (self.y[chosen].astype(np.float32) - 16.0) * (255.0 / 219.0)
-        u, v = (_full_chroma(plane[chosen]) for plane in (self.u, self.v))
-        out = np.empty((*y.shape, 3), np.float32)
-        np.add(y, v * _RED_V, out=out[..., 0])
-        np.add(y, u * _GREEN_U + v * _GREEN_V, out=out[..., 1])
-        np.add(y, u * _BLUE_U, out=out[..., 2])
-        if dtype is np.uint8:
-            out += 0.5
-            return np.clip(out, 0.0, 255.0, out=out).astype(np.uint8)
-        return np.clip(out, 0.0, 255.0, out=out)
+        chosen = range(len(self.y)) if rows is None else rows
+        out: NDArray[Any] = np.empty((len(chosen), *self.y.shape[1:], 3), dtype)
+        for number, row in enumerate(chosen):  # one picture at a time stays in the processor's cache
+            y = (self.y[row].astype(np.float32) - 16.0) * (255.0 / 219.0)
+            u, v = _full_chroma(self.u[row]), _full_chroma(self.v[row])
+            for channel, colour in enumerate((y + v * _RED_V, y + u * _GREEN_U + v * _GREEN_V, y + u * _BLUE_U)):
+                if dtype is np.uint8:
+                    colour += 0.5
+                out[number, :, :, channel] = np.clip(colour, 0.0, 255.0, out=colour)
+        return out
 
 
 # ITU-R BT.601: Kr = 0.299, Kb = 0.114; chroma spans 224 levels.
@@ -89,15 +88,17 @@ _GREEN_V = np.float32(-2 * (1 - 0.299) * 0.299 / 0.587 * _CHROMA)
 
 
 def _full_chroma(plane: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Chroma [N, h, w] to [N, 2h, 2w], centred on zero: left-sited across, midway between lines down."""
+    """Chroma [h, w] to [2h, 2w], centred on zero: left-sited across, midway between lines down."""
     half = plane.astype(np.float32) - 128.0
-    across = np.repeat(half, 2, axis=2)
-    across[:, :, 1:-1:2] = 0.5 * (half[:, :, :-1] + half[:, :, 1:])
-    above = np.concatenate((across[:, :1], across[:, :-1]), axis=1)
-    below = np.concatenate((across[:, 1:], across[:, -1:]), axis=1)
-    out = np.empty((len(across), 2 * across.shape[1], across.shape[2]), np.float32)
-    out[:, 0::2] = 0.75 * across + 0.25 * above
-    out[:, 1::2] = 0.75 * across + 0.25 * below
+    across = np.repeat(half, 2, axis=1)
+    across[:, 1:-1:2] += half[:, 1:]
+    across[:, 1:-1:2] *= 0.5
+    near, far = 0.75 * across, 0.25 * across
+    out = np.repeat(near, 2, axis=0)
+    out[2::2] += far[:-1]
+    out[1:-1:2] += far[1:]
+    out[0] += far[0]
+    out[-1] += far[-1]
     return out
 
 
