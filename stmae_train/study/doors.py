@@ -11,7 +11,9 @@ from stmae_data.records import SetRef
 from stmae_train.config import Recipe
 from stmae_train.errors import StudyError
 
-__all__ = ["DataFacts", "Doors", "PretrainJob", "TaskJob", "standard_doors"]
+LeakCounts = Mapping[str, Mapping[str, int] | None]
+
+__all__ = ["DataFacts", "Doors", "LeakCounts", "PretrainJob", "TaskJob", "standard_doors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,8 @@ class Doors:
     Attributes:
         recipe: name to recipe.
         facts: reference to digests and counts; raises when there is no such sealed set or selection.
-        count_leaks: (workspace, train, evaluation, levels) to {level: {"train": n, "eval": n}}, distinct clips; a key
-            `any` counts the clips that any of the levels names.
+        count_leaks: (workspace, train, evaluation, levels) to {level: {"train": n, "eval": n}}, distinct clips, None for a
+            level that cannot be compared; a key `any` counts the clips that any of the levels names.
         make_selection: (workspace, name, options) to the reference of the immutable selection.
         pretrain: trains and returns the path of the final weights.
         run_task: probes or fine-tunes and returns the metrics.
@@ -78,7 +80,7 @@ class Doors:
 
     recipe: Callable[[str], Recipe]
     facts: Callable[[Path, SetRef], DataFacts]
-    count_leaks: Callable[[Path, SetRef, SetRef, tuple[str, ...]], Mapping[str, Mapping[str, int]]]
+    count_leaks: Callable[[Path, SetRef, SetRef, tuple[str, ...]], LeakCounts]
     make_selection: Callable[[Path, str, Mapping[str, Any]], str]
     pretrain: Callable[[PretrainJob], Path]
     run_task: Callable[[TaskJob], Mapping[str, Any]]
@@ -132,12 +134,10 @@ def _facts(workspace: Path, ref: SetRef) -> DataFacts:
     return DataFacts(reference, str(seal["digest"]), selection_digest, num_clips)
 
 
-def _count_leaks(
-    workspace: Path, train: SetRef, evaluation: SetRef, levels: tuple[str, ...]
-) -> Mapping[str, Mapping[str, int]]:
+def _count_leaks(workspace: Path, train: SetRef, evaluation: SetRef, levels: tuple[str, ...]) -> LeakCounts:
     from stmae_data import dedup
 
-    counts: Mapping[str, Mapping[str, int]] = dedup.count_leaks(workspace, train, evaluation, levels)
+    counts: LeakCounts = dedup.count_leaks(workspace, train, evaluation, levels)
     return counts
 
 

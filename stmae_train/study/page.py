@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from stmae_train.report import human_count, human_seconds, picture_uri, render_page, short_count
+from stmae_train.study.doors import LeakCounts
 from stmae_train.study.evidence import Evidence
 from stmae_train.study.figures import arm_colors, draw_figures
 from stmae_train.study.results import ArmResult, StudyResults
@@ -79,7 +80,12 @@ def _warnings(results: StudyResults) -> list[str]:
             "Single seed: intervals and verdicts speak of these trainings alone, not of others with the same data."
         )
     for leak in plan.leaks:
-        if not leak.arm:
+        if leak.not_comparable:
+            notes.append(
+                f"{leak.train} could not be compared with {leak.test} at the levels {', '.join(leak.not_comparable)}, so leaks "
+                "there would not be seen. Make fingerprints: stmae-data fingerprint"
+            )
+        if not leak.arm and leak.num_evaluation_clips:
             notes.append(
                 f"The task's own training split {leak.train} shares {leak.num_evaluation_clips} clips with {leak.test}: "
                 "every score on it is too high."
@@ -182,13 +188,18 @@ def _leak_rows(results: StudyResults) -> list[dict[str, Any]]:
             "arm": leak.arm or "(task's own training split)",
             "train": leak.train,
             "test": leak.test,
-            "counts": [
-                leak.levels[level]["eval"] if leak.levels.get(level) else 0 for level in results.plan.file.leaks.check
-            ],
+            "counts": [_leak_count(leak.levels, level) for level in results.plan.file.leaks.check],
             "total": leak.num_evaluation_clips,
         }
         for leak in results.plan.leaks
+        if leak.num_evaluation_clips
     ]
+
+
+def _leak_count(levels: LeakCounts, level: str) -> str:
+    """Leaked evaluation clips at a level; "?" where nothing is known."""
+    counts = levels.get(level, {})
+    return "?" if counts is None else str(counts.get("eval", 0))
 
 
 def _methods(results: StudyResults) -> list[tuple[str, str]]:

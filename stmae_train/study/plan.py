@@ -15,7 +15,7 @@ from typing import Any
 from stmae_data.records import SetRef
 from stmae_train.config import FinetuneConfig, ProbeConfig, Recipe, override_values, to_toml
 from stmae_train.errors import StudyError
-from stmae_train.study.doors import DataFacts, Doors, standard_doors
+from stmae_train.study.doors import DataFacts, Doors, LeakCounts, standard_doors
 from stmae_train.study.statistics import minimum_detectable_effect
 from stmae_train.study.studyfile import ArmSpec, ScaleSpec, StudyFile, TaskSpec, read_study
 
@@ -84,10 +84,15 @@ class Leak:
     """Empty for a task's own training split."""
     train: str
     test: str
-    levels: Mapping[str, Mapping[str, int]]
-    """Level to {"train": n, "eval": n}, distinct clips."""
+    levels: LeakCounts
+    """Level to {"train": n, "eval": n}, distinct clips; None where a level cannot be compared."""
     num_evaluation_clips: int
-    """Distinct evaluation clips that any checked level names."""
+    """Distinct evaluation clips that any checked level names; 0 where only a level could not be compared."""
+
+    @property
+    def not_comparable(self) -> tuple[str, ...]:
+        """Levels about which nothing is known."""
+        return tuple(level for level, counts in self.levels.items() if counts is None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +232,7 @@ def _find_leaks(
         (arm.name, each.reference, test.reference): None for arm in arms for each in arm.data for test in tests.values()
     }
     pairs |= {("", each.reference, tests[task].reference): None for task, facts in trains.items() for each in facts}
-    counted: dict[tuple[str, str], Mapping[str, Mapping[str, int]]] = {}
+    counted: dict[tuple[str, str], LeakCounts] = {}
     leaks = []
     for arm, train, test in pairs:
         if (train, test) not in counted:
@@ -236,11 +241,13 @@ def _find_leaks(
             )
         levels = {level: counts for level, counts in counted[train, test].items() if level != "any"}
         # Levels overlap (an id is also a video); without a joint count the largest is a lower bound.
-        clips = max((counts["eval"] for counts in counted[train, test].values()), default=0)
-        if clips:
-            leaks.append(Leak(arm, train, test, levels, clips))
-    if leaks and study.leaks.action == "fail":
-        worst = leaks[0]
+        clips = max((counts["eval"] for counts in counted[train, test].values() if counts), default=0)
+        leak = Leak(arm, train, test, levels, clips)
+        if clips or leak.not_comparable:
+            leaks.append(leak)
+    found = [leak for leak in leaks if leak.num_evaluation_clips]
+    if found and study.leaks.action == "fail":
+        worst = found[0]
         raise StudyError(
             f"{worst.train} contains {worst.num_evaluation_clips} clips of {worst.test}, and leaks.action is 'fail'. "
             f"Remove them: stmae-data dedup {worst.train.partition(':')[0]} --against {worst.test} --to NEW"
@@ -269,7 +276,7 @@ def _trained_arms(
     skipped = set()
     if scale.skips_tainted and study.leaks.action != "report":
         for arm in arms:
-            if mine and mine <= {leak.test for leak in leaks if leak.arm == arm.name}:
+            if mine and mine <= {leak.test for leak in leaks if leak.arm == arm.name and leak.num_evaluation_clips}:
                 skipped.add(arm.name)
     return [
         arm

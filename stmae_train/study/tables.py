@@ -216,7 +216,8 @@ def leak_table(results: StudyResults) -> StudyTable:
     rows = []
     for leak in results.plan.leaks:
         for level, counts in leak.levels.items():
-            if counts["eval"] or counts["train"]:
+            if counts is None or counts["eval"] or counts["train"]:
                 who = leak.arm or "(task's own training split)"
-                rows.append((who, leak.train, leak.test, level, str(counts["train"]), str(counts["eval"])))
+                numbers = ("not comparable",) * 2 if counts is None else (str(counts["train"]), str(counts["eval"]))
+                rows.append((who, leak.train, leak.test, level, *numbers))
     return StudyTable("leaks", ("arm", "train", "test", "level", "training clips", "evaluation clips"), tuple(rows))

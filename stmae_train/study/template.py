@@ -87,7 +87,7 @@ TEMPLATE = """
   <thead><tr><th>arm</th><th class="word">training data</th><th class="word">test split</th>{% for level in levels %}<th>{{ level }}</th>{% endfor %}<th>leaked test clips</th></tr></thead>
   <tbody>{% for row in leak_rows %}<tr><th>{{ row.arm }}</th><td class="word">{{ row.train }}</td><td class="word">{{ row.test }}</td>
   {% for count in row.counts %}<td>{{ count }}</td>{% endfor %}<td class="bad">{{ row.total }}</td></tr>{% endfor %}</tbody></table></div>
-  {% else %}<p class="lead">No training data of any arm shares a clip with a test split at the levels {{ study.leaks.check | join(", ") }}.</p>{% endif %}
+  {% else %}<p class="lead">No training data shares a clip with a test split at the levels {{ study.leaks.check | join(", ") }}.</p>{% endif %}
   {% if evidence and evidence.leaks %}
   <h3>What dedup found of what was planted</h3>
   <div class="wide"><table>

@@ -324,3 +324,16 @@ def test_seeds_are_read_in_the_order_of_the_study(study_file: Path, finished: An
     assert found is not None and found.score is not None
     expected = [np.random.default_rng(seed).random(400) < 0.7 for seed in (0, 1, 2)]
     assert found.score.mean == pytest.approx(np.mean(expected))
+
+
+def test_a_level_that_cannot_be_compared_is_said_and_is_no_taint(
+    study_file: Path, make_world: Callable[..., Any]
+) -> None:
+    world = make_world(leaks={"web:train": {"content": None}})
+    study_run(study_file, world.workspace, doors=world.doors())
+    report = study_report(study_file, world.workspace, doors=world.doors())
+    found = report.results.last("web", "probe")
+    assert found is not None and found.status == "measured"
+    text = Page(report.html.read_text()).text
+    assert "web:train/tiny-web could not be compared with k400:val at the levels content" in text
+    assert "not comparable" in (report.tables / "leaks.csv").read_text()
