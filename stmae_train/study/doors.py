@@ -137,8 +137,20 @@ def _facts(workspace: Path, ref: SetRef) -> DataFacts:
 def _count_leaks(workspace: Path, train: SetRef, evaluation: SetRef, levels: tuple[str, ...]) -> LeakCounts:
     from stmae_data import dedup
 
-    counts: LeakCounts = dedup.count_leaks(workspace, train, evaluation, levels)
+    counts: dict[str, Mapping[str, int] | None] = {**dedup.count_leaks(workspace, train, evaluation, levels)}
+    if sum(1 for each in counts.values() if each and each["eval"]) > 1:
+        counts["any"] = _joint_count(workspace, train, evaluation, levels)
     return counts
+
+
+def _joint_count(workspace: Path, train: SetRef, evaluation: SetRef, levels: tuple[str, ...]) -> Mapping[str, int]:
+    """Distinct clips that any of the levels names: levels overlap, so their counts do not add up."""
+    from stmae_data.dedup.clips import pool_of
+    from stmae_data.dedup.compare import compare
+    from stmae_data.dedup.policy import Policy
+
+    found = compare([pool_of(workspace, train)], [pool_of(workspace, evaluation)], Policy(), between=levels, within=())
+    return {"train": len({edge.a for edge in found.between}), "eval": len({edge.b for edge in found.between})}
 
 
 def _make_selection(workspace: Path, name: str, options: Mapping[str, Any]) -> str:

@@ -60,6 +60,7 @@ def render_study(
         "pictures": _pictures(results),
         "levels": study.leaks.check,
         "leak_rows": _leak_rows(results),
+        "leak_notes": _leak_notes(results),
         "evidence": evidence,
         "stages": [(name, value, round(100 * value / longest, 1)) for name, value in seconds.items()],
         "costs": [each for each in results.costs if each.pretrain_seconds + each.task_seconds > 0],
@@ -80,10 +81,10 @@ def _warnings(results: StudyResults) -> list[str]:
             "Single seed: intervals and verdicts speak of these trainings alone, not of others with the same data."
         )
     for leak in plan.leaks:
-        if leak.not_comparable:
+        if "content" in leak.not_comparable:
             notes.append(
-                f"{leak.train} could not be compared with {leak.test} at the levels {', '.join(leak.not_comparable)}, so leaks "
-                "there would not be seen. Make fingerprints: stmae-data fingerprint"
+                f"{leak.train} could not be compared with {leak.test} by content, so copies under other names would not be seen. "
+                f"Make fingerprints: stmae-data fingerprint {leak.train.partition(':')[0]}"
             )
         if not leak.arm and leak.num_evaluation_clips:
             notes.append(
@@ -194,6 +195,18 @@ def _leak_rows(results: StudyResults) -> list[dict[str, Any]]:
         for leak in results.plan.leaks
         if leak.num_evaluation_clips
     ]
+
+
+def _leak_notes(results: StudyResults) -> list[str]:
+    """What the guard could not see, apart from content."""
+    notes: dict[str, None] = {}
+    for leak in results.plan.leaks:
+        levels = [level for level in leak.not_comparable if level != "content"]
+        if levels:
+            notes[
+                f"{leak.train} and {leak.test} could not be compared at {', '.join(levels)}: one of them knows no such ids."
+            ] = None
+    return list(notes)
 
 
 def _leak_count(levels: LeakCounts, level: str) -> str:

@@ -88,6 +88,7 @@ TEMPLATE = """
   <tbody>{% for row in leak_rows %}<tr><th>{{ row.arm }}</th><td class="word">{{ row.train }}</td><td class="word">{{ row.test }}</td>
   {% for count in row.counts %}<td>{{ count }}</td>{% endfor %}<td class="bad">{{ row.total }}</td></tr>{% endfor %}</tbody></table></div>
   {% else %}<p class="lead">No training data shares a clip with a test split at the levels {{ study.leaks.check | join(", ") }}.</p>{% endif %}
+  {% if leak_notes %}<ul class="notes">{% for note in leak_notes %}<li>{{ note }}</li>{% endfor %}</ul>{% endif %}
   {% if evidence and evidence.leaks %}
   <h3>What dedup found of what was planted</h3>
   <div class="wide"><table>
