@@ -220,8 +220,9 @@ class _Probing:
         (head,) = fitting.train(pairs, torch.arange(count), log=log)
         facts |= {"lr": pairs[0][0], "weight_decay": pairs[0][1]}
         metadata = {"kind": f"probe-{self.request.kind}", "recipe": to_toml(self.recipe), "init": self.request.init}
-        save_tensors(self.run.path / "head.safetensors", head.state_dict(), metadata)
-        return head.to(self.device).eval(), facts
+        tensors = {**head.state_dict(), "features.mean": fitting.mean, "features.deviation": fitting.deviation}
+        save_tensors(self.run.path / "head.safetensors", tensors, metadata)
+        return fitting.classifier(head), facts
 
 
 class Fitting:
@@ -233,8 +234,24 @@ class Fitting:
         self.kind, self.config, self.labels = kind, config, labels
         self.num_classes, self.seed, self.width = num_classes, seed, features.shape[-1]
         self.is_folded = kind == "attentive" and config.attentive_blocks == 1
-        # The probe's first layer norm has no weights before its scale: done once here, it is not done for every head and epoch.
-        self.features = F.layer_norm(features, (self.width,)) if self.is_folded else features
+        # Each channel at mean 0 and deviation 1 over the training features: encoders differ in scale, heads should not care.
+        axes = tuple(range(features.ndim - 1))
+        self.mean, self.deviation = features.mean(dim=axes), features.std(dim=axes).clamp(min=1e-6)
+        self.features = self.prepare(features)
+
+    def prepare(self, features: Tensor) -> Tensor:
+        """What heads are given for features [..., D]."""
+        even = (features - self.mean) / self.deviation
+        # The attentive probe's first layer norm has no weights before its scale: done here, no head has to do it again.
+        return F.layer_norm(even, (self.width,)) if self.is_folded else even
+
+    def classifier(self, head: nn.Module) -> Callable[[Tensor], Tensor]:
+        """Features [B, ..., D] as they come, on any device, to logits [B, C] of one head."""
+
+        def logits(features: Tensor) -> Tensor:
+            return self.logits([head], self.prepare(features.cpu()))[0]
+
+        return logits
 
     def make(self) -> nn.Module:
         """A fresh head; equal seeds give equal ones, so pairs differ in their rates alone."""

@@ -117,8 +117,10 @@ class _Reader:
 
     def batches(self, plans: Callable[[], Iterator[_Plan]], crop: CropRule | None, *, seed: int) -> Generator[Batch]:
         """A batch per plan; the plans are walked twice, a few jobs ahead of the batches for the workers."""
-        jobs = (job for plan in plans() for job in self._jobs(plan))
-        answers = decode_in_order(self.sources, jobs, workers=self.options.workers)
+        is_direct = any(cache is None for cache in self.caches)
+        jobs = (job for plan in plans() for job in self._jobs(plan)) if is_direct else iter(())
+        workers = self.options.workers if is_direct else 0
+        answers = decode_in_order(self.sources, jobs, workers=workers)
         try:
             for plan in plans():
                 yield self._batch(plan, answers, crop, seed=seed)

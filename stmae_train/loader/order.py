@@ -6,6 +6,7 @@ so a run resumes anywhere and any process can compute its share (DESIGN.md, law 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ __all__ = ["Mix", "order_key", "permute"]
 Ints = NDArray[np.int64]
 
 _ROUNDS = 6
+_TABLE_SIZE = 1 << 18  # sets up to this size keep whole epochs of their order in memory
 _BLOCK = 1024  # draws over which a mix keeps its shares exactly
 
 
@@ -55,6 +57,24 @@ def _feistel(
         counter = [right & np.uint64(0xFFFFFFFF), right >> np.uint64(32), epochs, np.full_like(epochs, number)]
         left, right = right, left ^ (philox(counter, key=key)[0] & mask)
     return (left << np.uint64(half)) | right
+
+
+def _walk(counters: Ints, *, size: int, key: int) -> Ints:
+    """The rows of a set that its draws number `counters` take, epoch after epoch."""
+    epochs, positions = np.divmod(counters, size)
+    if size > _TABLE_SIZE:
+        return permute(positions, size=size, key=key, epoch=epochs)
+    rows = np.empty_like(counters)
+    for epoch in np.unique(epochs):
+        mine = epochs == epoch
+        rows[mine] = _table(size, key, int(epoch))[positions[mine]]
+    return rows
+
+
+@functools.lru_cache(maxsize=8)
+def _table(size: int, key: int, epoch: int) -> Ints:
+    """A whole epoch of a small set at once: many short calls cost more than one long one."""
+    return permute(np.arange(size), size=size, key=key, epoch=epoch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +120,7 @@ class Mix:
         for number, (size, key) in enumerate(zip(self.sizes, self.keys, strict=True)):
             mine = chosen == number
             if mine.any():
-                epochs, positions = np.divmod(counters[mine], size)
-                rows[mine] = permute(positions, size=size, key=key, epoch=epochs)
+                rows[mine] = _walk(counters[mine], size=size, key=key)
         return chosen, rows
 
     def _choose(self, draws: Ints) -> tuple[Ints, Ints]:
