@@ -244,6 +244,7 @@ def _finish(folder: Path, progress: Callable[[str, int, int], None] | None) -> R
     if intent["rows"]:
         _note_removed(folder, intent)
     digest = _seal(folder, seal, intent, sorted(names))
+    files.remove_file(folder / "report.html", point="stale_report")  # it may show clips that have just left
     files.remove_file(path, point="intent_done")
     return RewriteReport(intent["name"], folder, after, digest, len(rows), len(touched))
 
