@@ -18,7 +18,7 @@ from stmae_data.records import SetRef
 from stmae_data.shards import ShardSet, fingerprint_path, open_set, set_digest
 from stmae_data.sources.tables import read_table_clips
 
-__all__ = ["EVALUATION_SPLITS", "Pool", "comparing", "load_pool", "pool_of", "sealed_sets"]
+__all__ = ["EVALUATION_SPLITS", "Pool", "comparing", "fingerprint_files", "load_pool", "pool_of", "sealed_sets"]
 
 EVALUATION_SPLITS = ("test", "val", "validate", "validation")
 
@@ -116,13 +116,13 @@ def load_pool(connection: Any, pool: Pool, number: int) -> int:
     Raises:
         SetError: a ledger is missing or damaged.
     """
-    start = int(connection.execute("SELECT coalesce(max(number) + 1, 0) FROM clip").fetchone()[0])
+    start = int(connection.execute("SELECT coalesce(max(number) + 1, 0) FROM clip").fetchall()[0][0])
     if pool.table is not None:
         _insert_table(connection, pool.table, number, start)
     else:
         assert pool.found is not None and pool.reference is not None
         _insert_ledgers(connection, pool, number, start)
-    count = connection.execute("SELECT count(*) FROM clip WHERE pool = ?", [number]).fetchone()[0]
+    count = connection.execute("SELECT count(*) FROM clip WHERE pool = ?", [number]).fetchall()[0][0]
     return int(count)
 
 

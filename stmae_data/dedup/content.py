@@ -44,7 +44,9 @@ def load_frames(connection: Any, pools: Sequence[tuple[int, Pool]]) -> None:
     connection.execute(
         "CREATE OR REPLACE TABLE frame (clip INTEGER, view UTINYINT, t INTEGER, time_ms INTEGER, h0 UBIGINT, h1 UBIGINT, h2 UBIGINT, h3 UBIGINT, quality UTINYINT)"
     )
-    views = "CASE view::VARCHAR " + " ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(VIEWS)) + " END"
+    views = (
+        "CASE view::VARCHAR " + " ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(VIEWS)) + " END"
+    )
     for number, pool in pools:
         paths = [str(path) for path in fingerprint_files(pool)]
         if paths:
@@ -69,9 +71,11 @@ def find_content_pairs(
     _create_hashes(connection, policy, left, right)
     hot = join_hashes(connection, max_bits=policy.gate_bits, cap=policy.bucket_cap, is_self=is_within)
     connection.execute("INSERT INTO hit SELECT id, id, 0 FROM hash WHERE is_left AND is_right AND num_clips > 1")
-    _create_candidates(connection, policy, is_within)
+    _create_candidates(connection, is_within)
     _verify(connection, policy, is_within)
-    counts = [connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("hash", "hit", "candidate")]
+    counts = [
+        connection.execute(f"SELECT count(*) FROM {table}").fetchall()[0][0] for table in ("hash", "hit", "candidate")
+    ]
     for table in ("hash", "hit", "shown", "candidate", "grid", "facing", "stretch"):
         connection.execute(f"DROP TABLE {table}")
     return ContentLog(counts[0], counts[1], counts[2], tuple(hot))
@@ -100,7 +104,7 @@ def _create_hashes(connection: Any, policy: Policy, left: Sequence[int], right: 
     )
 
 
-def _create_candidates(connection: Any, policy: Policy, is_within: bool) -> None:
+def _create_candidates(connection: Any, is_within: bool) -> None:
     """Table `candidate` (id, a, b, view_a, view_b, shift): clip pairs with near frames, at their most frequent time offsets."""
     order = "x.clip < y.clip AND x.pool = y.pool" if is_within else "x.clip != y.clip"
     both = f"SELECT a, b FROM hit {'UNION SELECT b, a FROM hit' if is_within else ''}"
@@ -173,7 +177,9 @@ def _verify(connection: Any, policy: Policy, is_within: bool) -> None:
     connection.execute(
         """INSERT INTO pair SELECT a, b, 'content', NULL, NULL, offset_ms, distance, evidence FROM evidence WHERE is_same"""
     )
-    connection.execute("INSERT INTO near_miss SELECT a, b, offset_ms, distance, evidence FROM evidence WHERE NOT is_same AND num_frames >= 4")
+    connection.execute(
+        "INSERT INTO near_miss SELECT a, b, offset_ms, distance, evidence FROM evidence WHERE NOT is_same AND num_frames >= 4"
+    )
 
 
 def _hex(row: str) -> str:

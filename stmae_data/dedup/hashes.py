@@ -47,7 +47,7 @@ def join_hashes(connection: Any, *, max_bits: int, cap: int, is_self: bool) -> l
         The crowded buckets, largest first.
     """
     connection.execute("CREATE OR REPLACE TABLE hit (a INTEGER, b INTEGER, distance INTEGER)")
-    total = connection.execute("SELECT count(*) FROM hash").fetchone()[0]
+    total = connection.execute("SELECT count(*) FROM hash").fetchall()[0][0]
     bands, width = _NARROW if total >= _NARROW_FROM else _WIDE
     cap = max(cap, 20 * total >> width)
     order = "a.id < b.id" if is_self else "a.id != b.id"

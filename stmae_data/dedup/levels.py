@@ -42,10 +42,10 @@ def create_pairs(connection: Any) -> None:
 
 def is_comparable(connection: Any, level: str, pool: int) -> bool:
     """Whether a pool has what the level looks at; False where not one of its clips does. An empty pool is comparable."""
-    row = connection.execute(
+    rows = connection.execute(
         f"SELECT count(*) = 0 OR bool_or({_NEEDED[level].format('clip')}) FROM clip WHERE pool = ?", [pool]
-    ).fetchone()
-    return bool(row[0])
+    ).fetchall()
+    return bool(rows[0][0])
 
 
 def find_pairs_between(connection: Any, levels: Iterable[str], *, left: Iterable[int], right: Iterable[int]) -> None:
@@ -73,7 +73,11 @@ def find_pairs_within(connection: Any, levels: Iterable[str], *, pools: Iterable
                                    WHERE pool IN ({_numbers(pools)}) AND {_NEEDED[level].format("clip")})
                     WHERE best < number"""
             )
-            _insert(connection, level, "copies JOIN clip AS a ON a.number = copies.best JOIN clip AS b ON b.number = copies.number")
+            _insert(
+                connection,
+                level,
+                "copies JOIN clip AS a ON a.number = copies.best JOIN clip AS b ON b.number = copies.number",
+            )
 
 
 def _insert(connection: Any, level: str, origin: str) -> None:

@@ -1,0 +1,265 @@
+"""Run a comparison: pools into tables, pairs at every level, choices, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from stmae_data.dedup.clips import Pool, comparing, load_pool
+from stmae_data.dedup.content import ContentLog, find_content_pairs, load_frames
+from stmae_data.dedup.decide import Choice, Clip, Edge, choose_leaks, choose_within
+from stmae_data.dedup.levels import create_pairs, find_pairs_between, find_pairs_within, is_comparable
+from stmae_data.dedup.policy import Policy
+from stmae_data.dedup.reports import FoundPair, LeakCounts
+from stmae_data.records import LEVELS
+
+__all__ = ["Found", "compare", "count_pairs"]
+
+Progress = Callable[[str, int, int], None]
+
+_NEAR_MISS: Final = "CREATE TABLE near_miss (a INTEGER, b INTEGER, offset_ms BIGINT, distance DOUBLE, evidence VARCHAR)"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a comparison found; the first `num_training` pools are training. `clips` holds every clip that is named anywhere."""
+
+    pools: tuple[Pool, ...]
+    num_training: int
+    clips: dict[int, Clip]
+    between: tuple[Edge, ...]
+    within: tuple[Edge, ...]
+    choices: tuple[Choice, ...]
+    near_misses: tuple[Edge, ...]
+    not_comparable: tuple[int, ...]
+    across: tuple[tuple[str, str, int], ...]
+    logs: tuple[ContentLog, ...]
+
+    def choices_of(self, set_name: str) -> list[Choice]:
+        """What goes from one set, strictest first for each clip."""
+        return [each for each in self.choices if self.pools[self.clips[each.number].pool].set_name == set_name]
+
+    def reported(self) -> tuple[FoundPair, ...]:
+        """Every accepted pair at every level, evaluation first, sorted."""
+        going = {choice.number for choice in self.choices}
+        pairs = [self._pair(edge.a, edge.b, edge, keep=edge.b) for edge in self.between]
+        for edge in self.within:
+            better_stays = edge.a not in going or edge.b in going
+            pairs.append(self._pair(edge.b, edge.a, edge, keep=edge.a if better_stays else edge.b))
+        return tuple(
+            sorted(pairs, key=lambda pair: (pair.a_label, pair.b_label, LEVELS.index(pair.level), pair.a, pair.b))
+        )
+
+    def _pair(self, first: int, second: int, edge: Edge, *, keep: int) -> FoundPair:
+        a, b = self.clips[first], self.clips[second]
+        offset = edge.offset_ms if edge.offset_ms is None or first == edge.a else -edge.offset_ms
+        return FoundPair(
+            a.clip_id,
+            b.clip_id,
+            edge.level,
+            None if offset is None else offset / 1000,
+            edge.distance,
+            self.clips[keep].clip_id,
+            self.pools[a.pool].label,
+            self.pools[b.pool].label,
+        )
+
+
+def compare(
+    training: Sequence[Pool],
+    evaluation: Sequence[Pool],
+    rules: Policy,
+    *,
+    between: Sequence[str],
+    within: Sequence[str],
+    progress: Progress | None = None,
+) -> Found:
+    """Compare training with evaluation at the levels `between`, then what is left of training with itself at the levels `within`."""
+    pools = (*training, *evaluation)
+    ours, theirs = range(len(training)), range(len(training), len(pools))
+    apart = {frozenset(pair) for pair in rules.not_duplicates}
+    logs = []
+    steps = _Steps(progress, 4)
+    with comparing() as connection:
+        for number, pool in enumerate(pools):
+            load_pool(connection, pool, number)
+        create_pairs(connection)
+        connection.execute(_NEAR_MISS)
+        has_content = "content" in between or "content" in within
+        if has_content:
+            load_frames(connection, list(enumerate(pools)))
+        not_comparable = _without_frames(connection, pools, rules) if has_content else []
+        across = _across(connection, training) if "id" in between else ()
+        steps.done()
+        find_pairs_between(connection, between, left=ours, right=theirs)
+        if "content" in between and training and evaluation:
+            logs.append(find_content_pairs(connection, rules, left=ours, right=theirs))
+        edges_between = _edges(connection)
+        clips = _clips(connection, _named(edges_between), not_comparable)
+        steps.done()
+
+        def is_told_apart(a: int, b: int) -> bool:
+            return frozenset((clips[a].clip_id, clips[b].clip_id)) in apart
+
+        leaking = choose_leaks(edges_between, is_told_apart=is_told_apart)
+        edges_within: list[Edge] = []
+        if within and training:
+            # What leaks is gone already: it can neither be a copy nor stay instead of one.
+            gone = sorted({choice.number for choice in leaking})
+            connection.execute("DELETE FROM clip WHERE number IN (SELECT unnest(?::INTEGER[]))", [gone])
+            if has_content:
+                connection.execute("DELETE FROM frame WHERE clip NOT IN (SELECT number FROM clip)")
+            connection.execute("DELETE FROM pair")
+            find_pairs_within(connection, within, pools=ours)
+            if "content" in within:
+                logs.append(find_content_pairs(connection, rules, left=ours, right=None))
+            edges_within = _edges(connection)
+        steps.done()
+        near = connection.execute(
+            "SELECT a, b, 'content', NULL, NULL, offset_ms, distance, evidence FROM near_miss ORDER BY distance, a, b LIMIT 10000"
+        ).fetchall()
+        near_misses = [Edge(*row) for row in near]
+        clips |= _clips(connection, _named([*edges_within, *near_misses]) - set(clips), [])
+        copies = choose_within(edges_within, is_told_apart=is_told_apart)
+        steps.done()
+    return Found(
+        pools,
+        len(training),
+        clips,
+        tuple(edge for edge in edges_between if not is_told_apart(edge.a, edge.b)),
+        tuple(edge for edge in edges_within if not is_told_apart(edge.a, edge.b)),
+        (*leaking, *copies),
+        tuple(edge for edge in near_misses if edge.a in clips and edge.b in clips),
+        tuple(not_comparable),
+        across,
+        tuple(logs),
+    )
+
+
+def count_pairs(
+    training: Sequence[Pool],
+    evaluation: Sequence[Pool],
+    rules: Policy,
+    *,
+    levels: Sequence[str],
+    progress: Progress | None = None,
+) -> list[LeakCounts]:
+    """Distinct rows on both sides of every pair of pools, level by level; None where one side has nothing to compare."""
+    pools = (*training, *evaluation)
+    ours, theirs = range(len(training)), range(len(training), len(pools))
+    steps = _Steps(progress, 2)
+    with comparing() as connection:
+        for number, pool in enumerate(pools):
+            load_pool(connection, pool, number)
+        create_pairs(connection)
+        connection.execute(_NEAR_MISS)
+        steps.done()
+        find_pairs_between(connection, levels, left=ours, right=theirs)
+        without: list[int] = []
+        if (
+            "content" in levels
+            and any(pool.has_media for pool in training)
+            and any(pool.has_media for pool in evaluation)
+        ):
+            load_frames(connection, list(enumerate(pools)))
+            without = _without_frames(connection, pools, rules)
+            find_content_pairs(connection, rules, left=ours, right=theirs)
+        if rules.not_duplicates:
+            _forget(connection, rules)
+        pool_of_clip = dict(
+            connection.execute(
+                "SELECT number, pool FROM clip WHERE number IN (SELECT unnest(?::INTEGER[]))", [without]
+            ).fetchall()
+        )
+        rows = connection.execute(
+            """SELECT x.pool, y.pool, level, count(DISTINCT a), count(DISTINCT b) FROM pair
+               JOIN clip AS x ON x.number = a JOIN clip AS y ON y.number = b GROUP BY ALL"""
+        ).fetchall()
+        counts = {(a, b, level): (n, m) for a, b, level, n, m in rows}
+
+        def has(level: str, number: int) -> bool:
+            return pools[number].has_media if level == "content" else is_comparable(connection, level, number)
+
+        comparable = {(level, number) for level in levels for number in range(len(pools)) if has(level, number)}
+        steps.done()
+    found = []
+    for ours_number in ours:
+        for number in theirs:
+            told = {
+                level: counts.get((ours_number, number, level), (0, 0))
+                if (level, ours_number) in comparable and (level, number) in comparable
+                else None
+                for level in LEVELS
+            }
+            lost = sum(pool in (ours_number, number) for pool in pool_of_clip.values())
+            found.append(LeakCounts(pools[ours_number].label, pools[number].label, told, lost))
+    return found
+
+
+class _Steps:
+    """Counts the steps of a comparison for a progress bar."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.passed = progress, total, 0
+
+    def done(self) -> None:
+        """One more is done."""
+        self.passed += 1
+        if self.progress is not None:
+            self.progress("compare", self.passed, self.total)
+
+
+def _edges(connection: Any) -> list[Edge]:
+    rows = connection.execute(
+        "SELECT a, b, level, overlap_ms, iou, offset_ms, distance, evidence FROM pair ORDER BY a, b, level"
+    ).fetchall()
+    return [Edge(*row) for row in rows]
+
+
+def _named(edges: Iterable[Edge]) -> set[int]:
+    return {number for edge in edges for number in (edge.a, edge.b)}
+
+
+def _clips(connection: Any, numbers: Iterable[int], more: Iterable[int]) -> dict[int, Clip]:
+    rows = connection.execute(
+        """SELECT number, pool, row_id, clip_id, release, source_sha256, start_ms, end_ms FROM clip
+           WHERE number IN (SELECT unnest(?::INTEGER[]))""",
+        [sorted({*numbers, *more})],
+    ).fetchall()
+    return {row[0]: Clip(*row) for row in rows}
+
+
+def _without_frames(connection: Any, pools: Sequence[Pool], rules: Policy) -> list[int]:
+    """Videos without one usable frame: they cannot be compared by content, which does not make them unique."""
+    with_media = [number for number, pool in enumerate(pools) if pool.has_media]
+    rows = connection.execute(
+        """SELECT number FROM clip WHERE pool IN (SELECT unnest(?::INTEGER[])) AND media_kind IS DISTINCT FROM 'image'
+           AND number NOT IN (SELECT clip FROM frame WHERE quality >= ?) ORDER BY number""",
+        [with_media, rules.min_quality],
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def _across(connection: Any, training: Sequence[Pool]) -> tuple[tuple[str, str, int], ...]:
+    """How many clips two training splits of different sets share by id: told, never taken out."""
+    rows = connection.execute(
+        """SELECT a.pool, b.pool, count(DISTINCT a.number) FROM clip AS a JOIN clip AS b
+           ON a.platform = b.platform AND a.platform_id = b.platform_id AND a.start_ms IS NOT DISTINCT FROM b.start_ms
+              AND a.end_ms IS NOT DISTINCT FROM b.end_ms
+           WHERE a.pool < b.pool AND b.pool < ? GROUP BY ALL ORDER BY ALL""",
+        [len(training)],
+    ).fetchall()
+    return tuple(
+        (training[a].label, training[b].label, n) for a, b, n in rows if training[a].set_name != training[b].set_name
+    )
+
+
+def _forget(connection: Any, rules: Policy) -> None:
+    """Take pairs out that a person judged to differ."""
+    firsts, seconds = [pair[0] for pair in rules.not_duplicates], [pair[1] for pair in rules.not_duplicates]
+    connection.execute(
+        """DELETE FROM pair USING clip AS x, clip AS y, (SELECT unnest(?::VARCHAR[]) AS one, unnest(?::VARCHAR[]) AS other) AS told
+           WHERE x.number = a AND y.number = b AND least(x.clip_id, y.clip_id) = one AND greatest(x.clip_id, y.clip_id) = other""",
+        [firsts, seconds],
+    )
