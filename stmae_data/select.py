@@ -1,0 +1,336 @@
+"""Selections: named, immutable views of a set. The same question gives the same clips, and a smaller share lies inside a larger one.
+
+Clips stand in the order of hash(seed, clip id); `samples`, `share` and `hours` take a beginning of it, so sizes nest for every seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from stmae_data import files
+from stmae_data.catalog import locked_select
+from stmae_data.errors import SelectionError, UsageError
+from stmae_data.records import SCHEMA_VERSION, SetRef, plan_key
+from stmae_data.shards import ShardSet, open_set
+
+__all__ = ["SELECTION_COLUMNS", "Selection", "class_named", "make_selection", "selected_clips"]
+
+SELECTION_COLUMNS: Final = {"clip_id": "VARCHAR", "ordinal": "BIGINT"}
+"""Columns of `selections/<name>.parquet` (FACTS-inputs §4.3)."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A selection on disk; `seconds` of stored video."""
+
+    name: str
+    digest: str
+    num_clips: int
+    seconds: float
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    clip_id: str
+    seconds: float
+    label: str | None
+    tags: tuple[str, ...]
+    title: str
+
+
+def make_selection(
+    workspace: Path,
+    name: str,
+    *,
+    source: SetRef,
+    where: str | None = None,
+    hashtags_of: str | None = None,
+    per_class: int | None = None,
+    samples: int | None = None,
+    share: float | None = None,
+    hours: float | None = None,
+    minus: SetRef | None = None,
+    like: SetRef | None = None,
+    seed: int = 0,
+) -> Selection:
+    """Choose clips of a set and write the choice down; the same choice again is reused.
+
+    Args:
+        workspace: where the set stands; the selection goes to `selections/<name>.parquet` and `.json`.
+        name: name of the selection.
+        source: set, split and perhaps selection to choose from.
+        where: SQL condition over the columns of the ledger, run in a locked-down connection.
+        hashtags_of: keep clips whose hashtags or title name a class of this set; that class is then the clip's label here.
+        per_class: at most so many clips of each label; clips without a label are left out.
+        samples, share, hours: how much of what is left, at most one of them. `share` in (0, 1].
+        minus: leave out the clips of this reference.
+        like: take labels in the proportions of this reference (where it has none, whole seconds of duration).
+        seed: selections of one seed nest.
+
+    Raises:
+        SelectionError: bad SQL, nothing or not enough found, or the name stands for another choice.
+        UsageError: a number or name that cannot be; SetError: a set is missing or damaged.
+    """
+    _check(name, per_class=per_class, samples=samples, share=share, hours=hours)
+    found = open_set(workspace, source.set_name)
+    sets = {found.name: found}
+    for other in (hashtags_of, minus and minus.set_name, like and like.set_name):
+        if other and other not in sets:
+            sets[other] = open_set(workspace, other)
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "sql": where,
+        "seed": seed,
+        "parameters": {
+            "from": str(source),
+            "hashtags_of": hashtags_of,
+            "per_class": per_class,
+            "samples": samples,
+            "share": share,
+            "hours": hours,
+            "minus": None if minus is None else str(minus),
+            "like": None if like is None else str(like),
+        },
+        "parents": [{"name": each.name, "version": each.version, "digest": each.digest} for each in sets.values()],
+        "selections": {
+            ref.selection: files.read_json(workspace / "selections" / f"{ref.selection}.json")["digest"]
+            for ref in (source, minus, like)
+            if ref is not None and _selection_exists(workspace, ref)
+        },
+    }
+    path = workspace / "selections" / f"{name}.parquet"
+    standing = _standing(path, description)
+    if standing is not None:
+        return standing
+    clips = _candidates(workspace, found, source)
+    if where is not None:
+        clips = _where(workspace, found, where, clips)
+    if hashtags_of is not None:
+        names = class_named(_labels(sets[hashtags_of]))
+        clips = [_relabelled(clip, label) for clip in clips if (label := names(clip.tags, clip.title)) is not None]
+    if minus is not None:
+        unwanted = selected_clips(workspace, minus)
+        clips = [clip for clip in clips if clip.clip_id not in unwanted]
+    clips.sort(key=lambda clip: (plan_key(seed, clip.clip_id), clip.clip_id))
+    if per_class is not None:
+        clips = _first_of_each(clips, lambda clip: clip.label, lambda _: per_class)
+    if like is not None:
+        clips = _alike(clips, _candidates(workspace, sets[like.set_name], like), samples)
+    clips = _beginning(clips, samples=samples, share=share, hours=hours, name=name)
+    if not clips:
+        raise SelectionError(f"Selection {name} would be empty: no clip of {source} meets it; ask for less.")
+    return _commit(path, clips, description)
+
+
+def selected_clips(workspace: Path, reference: SetRef) -> frozenset[str]:
+    """Clip ids that a set reference names.
+
+    Raises:
+        SetError: no such set or split; SelectionError: no such selection.
+    """
+    return frozenset(
+        clip.clip_id for clip in _candidates(workspace, open_set(workspace, reference.set_name), reference)
+    )
+
+
+def class_named(labels: Iterable[str]) -> Callable[[Sequence[str], str], str | None]:
+    """How hashtags and titles name classes: a function of (tags, title) that returns the label, or None.
+
+    A hashtag names a class when its letters and digits are those of the class ("#AirDrumming": air drumming); a title when the
+    words of the class stand in it side by side. Of several the longest wins, a hashtag before a title.
+    """
+    words = {label: _words(label) for label in sorted(set(labels))}
+    by_tag = {"".join(parts): label for label, parts in words.items() if parts}
+    by_first: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
+    for label, parts in words.items():
+        if parts:
+            by_first[parts[0]].append((parts, label))
+
+    def name(tags: Sequence[str], title: str) -> str | None:
+        named = [compact for tag in tags if (compact := "".join(_words(tag))) in by_tag]
+        if named:
+            return by_tag[max(named, key=lambda compact: (len(compact), compact))]
+        said = _words(title)
+        found = [
+            (len(parts), label)
+            for place, word in enumerate(said)
+            for parts, label in by_first.get(word, ())
+            if said[place : place + len(parts)] == parts
+        ]
+        return max(found)[1] if found else None
+
+    return name
+
+
+def _words(text: str) -> list[str]:
+    """Words of letters and digits, compatibility forms and case folded."""
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _check(name: str, *, per_class: int | None, samples: int | None, share: float | None, hours: float | None) -> None:
+    if _NAME.fullmatch(name) is None:
+        raise UsageError(
+            f"{name!r} cannot name a selection; wanted letters, digits and . _ - beginning with a letter or digit."
+        )
+    given = [word for word, value in (("samples", samples), ("share", share), ("hours", hours)) if value is not None]
+    if len(given) > 1:
+        raise UsageError(f"--{given[0]} and --{given[1]} both say how much; name one of them.")
+    for word, value in (("per-class", per_class), ("samples", samples), ("hours", hours)):
+        if value is not None and not value > 0:
+            raise UsageError(f"--{word} {value:g} takes nothing; wanted a number above 0.")
+    if share is not None and not 0 < share <= 1:
+        raise UsageError(f"--share {share:g} is no share; wanted a number above 0, at most 1.")
+
+
+def _selection_exists(workspace: Path, reference: SetRef) -> bool:
+    if reference.selection is None:
+        return False
+    if not (workspace / "selections" / f"{reference.selection}.json").is_file():
+        raise SelectionError(
+            f"There is no selection {reference.selection!r} in {workspace}; make it: stmae-data select {reference.selection} --from {reference.set_name}"
+        )
+    return True
+
+
+def _standing(path: Path, description: Mapping[str, Any]) -> Selection | None:
+    """The selection of this name, where it was made by the same choice from the same data.
+
+    Raises:
+        SelectionError: the name stands for another choice.
+    """
+    if not path.with_suffix(".json").is_file():
+        return None
+    said = files.read_json(path.with_suffix(".json"))
+    for key, value in description.items():
+        if said.get(key) != value:
+            raise SelectionError(
+                f"There is a selection {path.stem} already, with {key} = {said.get(key)!r:.120}, wanted {value!r:.120}; "
+                "selections do not change: choose another name."
+            )
+    return Selection(path.stem, str(said["digest"]), int(said["num_clips"]), float(said["seconds"]), path)
+
+
+def _candidates(workspace: Path, found: ShardSet, reference: SetRef) -> list[_Candidate]:
+    """The written clips a reference names, by clip id."""
+    query = """SELECT clip_id, coalesce(stored_seconds, 0) AS seconds, coalesce(title, '') AS title,
+                      [a.label_raw FOR a IN annotations IF a.label_raw IS NOT NULL][1] AS label, [t.tag FOR t IN tags] AS tags
+               FROM book WHERE outcome = 'written' ORDER BY clip_id"""
+    rows = files.read_table(found.ledgers(reference.split), query)
+    if _selection_exists(workspace, reference):
+        book = workspace / "selections" / f"{reference.selection}.parquet"
+        said = {parent["name"]: parent["digest"] for parent in files.read_json(book.with_suffix(".json"))["parents"]}
+        if said.get(found.name) != found.digest:
+            raise SelectionError(
+                f"Selection {reference.selection} was made from another state of {found.name} (digest {str(said.get(found.name))[:12]}, "
+                f"now {found.digest[:12]}); make it again under a new name: stmae-data select."
+            )
+        chosen = {row["clip_id"] for row in files.read_table(book)}
+        rows = [row for row in rows if row["clip_id"] in chosen]
+    return [
+        _Candidate(
+            row["clip_id"], row["seconds"], row["label"], tuple(tag for tag in row["tags"] or () if tag), row["title"]
+        )
+        for row in rows
+    ]
+
+
+def _where(workspace: Path, found: ShardSet, where: str, clips: Sequence[_Candidate]) -> list[_Candidate]:
+    """Clips that meet the condition. Whatever the text returns, only clips of the source can be chosen."""
+    # On lines of its own, so that a comment at its end closes nothing of ours.
+    answer = locked_select(workspace, f"SELECT clip_id FROM written WHERE (\n{where}\n)", sets=[found.name])
+    chosen = {row[0] for row in answer.rows}
+    return [clip for clip in clips if clip.clip_id in chosen]
+
+
+def _labels(found: ShardSet) -> list[str]:
+    query = "SELECT DISTINCT unnest([a.label_raw FOR a IN annotations IF a.label_raw IS NOT NULL]) AS label FROM book ORDER BY ALL"
+    labels = [row["label"] for row in files.read_table(found.ledgers(), query)]
+    if not labels:
+        raise SelectionError(f"Set {found.name} has no class names to match hashtags with; name a labelled set.")
+    return labels
+
+
+def _relabelled(clip: _Candidate, label: str) -> _Candidate:
+    return _Candidate(clip.clip_id, clip.seconds, label, clip.tags, clip.title)
+
+
+def _first_of_each(
+    clips: Sequence[_Candidate], key: Callable[[_Candidate], Any], most: Callable[[Any], int]
+) -> list[_Candidate]:
+    """The first clips of each key, in order; a clip whose key is None is left out."""
+    taken: dict[Any, int] = defaultdict(int)
+    kept = []
+    for clip in clips:
+        kind = key(clip)
+        if kind is not None and taken[kind] < most(kind):
+            taken[kind] += 1
+            kept.append(clip)
+    return kept
+
+
+def _alike(clips: Sequence[_Candidate], model: Sequence[_Candidate], samples: int | None) -> list[_Candidate]:
+    """As many clips as fit the model's proportions of labels (or, without labels, of whole seconds), at most about `samples`."""
+    has_labels = any(clip.label is not None for clip in model)
+
+    def kind(clip: _Candidate) -> Any:
+        return clip.label if has_labels else round(clip.seconds)
+
+    wanted: dict[Any, int] = defaultdict(int)
+    there: dict[Any, int] = defaultdict(int)
+    for clip in model:
+        if kind(clip) is not None:
+            wanted[kind(clip)] += 1
+    for clip in clips:
+        there[kind(clip)] += 1
+    # In model units: how many times over the model's counts are there, limited by its scarcest kind that is there at all.
+    times = min((there[each] / count for each, count in wanted.items() if there[each]), default=0.0)
+    if samples is not None:
+        times = min(times, samples / sum(count for each, count in wanted.items() if there[each]))
+    return _first_of_each(clips, kind, lambda each: int(times * wanted[each] + 1e-9))
+
+
+def _beginning(
+    clips: Sequence[_Candidate], *, samples: int | None, share: float | None, hours: float | None, name: str
+) -> list[_Candidate]:
+    """The first clips of the order, as much as is asked for."""
+    if share is not None:
+        return list(clips[: round(share * len(clips))])
+    if samples is not None:
+        if samples > len(clips) > 0:
+            raise SelectionError(f"Selection {name} wants {samples} clips, {len(clips)} meet it; ask for fewer.")
+        return list(clips[:samples])
+    if hours is None:
+        return list(clips)
+    kept: list[_Candidate] = []
+    seconds = 0.0
+    for clip in clips:
+        if seconds >= hours * 3600:
+            return kept
+        kept.append(clip)
+        seconds += clip.seconds
+    if clips and seconds < hours * 3600:
+        raise SelectionError(f"Selection {name} wants {hours:g} hours, {seconds / 3600:.3g} meet it; ask for fewer.")
+    return kept
+
+
+def _commit(path: Path, clips: Sequence[_Candidate], description: Mapping[str, Any]) -> Selection:
+    parents = "".join(f"{parent['name']} {parent['digest']}\n" for parent in description["parents"])
+    listed = "".join(f"{clip.clip_id}\n" for clip in clips)
+    digest = hashlib.sha256((parents + "\n" + listed).encode()).hexdigest()
+    seconds = round(sum(clip.seconds for clip in clips), 3)
+    rows = [{"clip_id": clip.clip_id, "ordinal": ordinal} for ordinal, clip in enumerate(clips)]
+    files.commit_table(path, rows, SELECTION_COLUMNS, point="selection", order_by="ordinal")
+    facts = {"digest": digest, "num_clips": len(clips), "seconds": seconds, "run_id": f"select-{digest[:16]}"}
+    files.commit_json(path.with_suffix(".json"), {**description, **facts}, point="selection_json")
+    return Selection(path.stem, digest, len(clips), seconds, path)
