@@ -26,7 +26,7 @@ from stmae_train.runlog import commit
 from stmae_train.targets import target_frame_index, target_vectors
 from stmae_train.tokens import Grid, patchify, unpatchify
 
-__all__ = ["PictureRequest", "picture", "reconstruct"]
+__all__ = ["PictureRequest", "is_ratio_usable", "picture", "reconstruct"]
 
 GREY = 0.5  # of hidden patches
 _FRAME_PX = 96  # small clips are shown enlarged, pixel by pixel
@@ -99,6 +99,15 @@ def picture(request: PictureRequest) -> list[Path]:
     with commit(request.out / "captions.json") as stream:
         stream.write((json.dumps(captions, indent=2, sort_keys=True) + "\n").encode())
     return written
+
+
+def is_ratio_usable(model: ModelConfig, ratio: float) -> bool:
+    """Whether the model's mask leaves at least one token visible at a ratio."""
+    try:
+        draw_masks(replace(model, mask_ratio=ratio), seed=0, sample_numbers=[0])
+    except ModelError:
+        return False
+    return True
 
 
 def _chosen(source: ClipSource, request: PictureRequest) -> ClipSource:

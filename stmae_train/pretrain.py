@@ -18,6 +18,7 @@ from stmae_train.loader import DEFAULT_CACHE_BYTES, Batch, CropRule, ReadOptions
 from stmae_train.masks import draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import adamw, parameter_groups
+from stmae_train.pictures import PictureRequest, is_ratio_usable, picture
 from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops, update_weights, write_card
 from stmae_train.schedule import learning_rate
 from stmae_train.views import FrameRule
@@ -44,6 +45,7 @@ class PretrainRequest:
         log_every: steps between records.
         device: `cpu`, `cuda`, `cuda:1`; a GPU where there is one unless given.
         cache_bytes: decoded sets up to this size are cached; 0 = never.
+        pictures: clips of the first set whose reconstructions are left in `pictures/` at the end.
     """
 
     workspace: Path
@@ -60,6 +62,7 @@ class PretrainRequest:
     log_every: int | None = None
     device: str | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    pictures: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +245,7 @@ class _Training:
             save_weights(result.weights, self.model, recipe=self.recipe, facts=facts)
             self.run.write_json("cost.json", cost)
             self.run.write_json("skipped.json", self.loader.reader.skipped)
+            self._show(result.weights)
             write_card(
                 self.run.path / "CARD.md",
                 title=f"{self.run.path.name}: {self.recipe.model.lineage} {self.recipe.model.size}, pre-trained",
@@ -260,3 +264,23 @@ class _Training:
             )
         self.world.wait()
         return result
+
+    def _show(self, weights: Path) -> None:
+        """Leave pictures of fixed clips at 90 % and 95 %, or at the model's own ratio where that would leave nothing visible."""
+        request, model = self.request, self.recipe.model
+        if not request.pictures or model.target == "hog":
+            return
+        ratios = tuple(ratio for ratio in (0.9, 0.95) if is_ratio_usable(model, ratio))
+        reference, _, _ = request.shards[0].partition("@")
+        picture(
+            PictureRequest(
+                request.workspace,
+                str(weights),
+                reference,
+                request.run_dir / "pictures",
+                count=request.pictures,
+                ratios=ratios or (model.mask_ratio,),
+                seed=request.seed,
+                device=str(self.world.device),
+            )
+        )
