@@ -68,7 +68,7 @@ class Planes:
             Pictures [N, H, W, 3].
         """
         chosen = range(len(self.y)) if rows is None else rows
-        out: NDArray[Any] = np.empty((len(chosen), *self.y.shape[1:], 3), dtype)
+        out: Any = np.empty((len(chosen), *self.y.shape[1:], 3), dtype)
         for number, row in enumerate(chosen):  # one picture at a time stays in the processor's cache
             y = (self.y[row].astype(np.float32) - 16.0) * (255.0 / 219.0)
             u, v = _full_chroma(self.u[row]), _full_chroma(self.v[row])
@@ -76,7 +76,7 @@ class Planes:
                 if dtype is np.uint8:
                     colour += 0.5
                 out[number, :, :, channel] = np.clip(colour, 0.0, 255.0, out=colour)
-        return out
+        return cast(NDArray[np.uint8] | NDArray[np.float32], out)
 
 
 # ITU-R BT.601: Kr = 0.299, Kb = 0.114; chroma spans 224 levels.
@@ -93,8 +93,8 @@ def _full_chroma(plane: NDArray[np.uint8]) -> NDArray[np.float32]:
     across = np.repeat(half, 2, axis=1)
     across[:, 1:-1:2] += half[:, 1:]
     across[:, 1:-1:2] *= 0.5
-    near, far = 0.75 * across, 0.25 * across
-    out = np.repeat(near, 2, axis=0)
+    far = across * np.float32(0.25)
+    out = np.repeat(across - far, 2, axis=0)
     out[2::2] += far[:-1]
     out[1:-1:2] += far[1:]
     out[0] += far[0]

@@ -287,7 +287,7 @@ def _measure_packets(media: bytes) -> dict[str, Any]:
         base = stream.time_base or 1
         times, keys = [], []
         for packet in container.demux(stream):
-            if packet.size and packet.pts is not None:
+            if packet.size and packet.pts is not None and not packet.is_discard:
                 times.append(float(packet.pts * base))
                 if packet.is_keyframe:
                     keys.append(times[-1])

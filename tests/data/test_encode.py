@@ -429,12 +429,16 @@ def test_real_files_end_as_a_person_would_say(shared_dir: Path) -> None:
         assert clip.flags == FLAGGED.get(path.name, ()), path.name
         assert clip.source.num_frames == NUM_FRAMES.get(path.name, clip.source.num_frames), path.name
         assert clip.source.num_decode_errors == (2 if path.name == "decord_corrupted.mp4" else 0), path.name
+        if clip.stored.encode_mode == "copy" and not clip.flags:
+            assert clip.stored.stored_num_frames == count_frames(clip.media) == clip.source.num_frames, path.name
         assert len(clip.hash_frames) == pytest.approx(8 * clip.source.duration_seconds, abs=1.5), path.name
 
 
-def test_files_with_near_duplicates_are_all_taken(shared_dir: Path) -> None:
+def test_web_files_are_taken_and_same_streams_found(shared_dir: Path) -> None:
     streams = {}
     for path in sorted((shared_dir / "real" / "neardup").glob("*.mp4")):
+        if path.stat().st_size > 1_600_000:
+            continue  # the long ones are of one family with smaller ones and cost half a minute
         clip = encoded(path, mode="copy")
         assert clip.flags == (), path.name
         streams[path.name] = clip.stream_sha256
