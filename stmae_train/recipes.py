@@ -285,7 +285,12 @@ def mae_h14() -> Recipe:
 
 
 def demo() -> Recipe:
-    """The small world: 8 frames of 32 px, 64 tokens, minutes on a CPU."""
+    """The small world: 8 frames of 32 px, 64 tokens, minutes on a CPU.
+
+    Where the numbers come from: trials on the small world's clips. Hiding whole time slices (MAE-ST's "time-only" masks)
+    makes the motion, which is all that tells its classes apart, the thing to be predicted; fixed sin-cos positions leave
+    the first plateau several times earlier than learned ones at this length; small steps beat large ones at equal clips.
+    """
     return Recipe(
         name="demo",
         source="Own: sized so that the small world trains in minutes on two CPU cores; no published counterpart.",
@@ -302,21 +307,36 @@ def demo() -> Recipe:
             tubelet_frames=2,
             patch_px=8,
             class_token=False,
-            mask_ratio=0.75,
+            positions="sincos-3d",
+            decoder_positions="sincos-3d",
+            mask="frame",
+            mask_ratio=0.5,
             target="pixels",
             target_frames="all",
+            mean=(0.25, 0.25, 0.25),
+            std=(0.25, 0.25, 0.25),
         ),
-        data=DataConfig(num_frames=8, crop_px=32, repeats=4, eval_views=(1, 1)),
+        data=DataConfig(num_frames=8, crop_px=32, crop_area=(0.5, 1.0), flip=False, repeats=4, eval_views=(3, 1)),
         optim=OptimConfig(
-            batch_videos=16,
-            total_clips=64_000,
-            base_lr=1e-3,
+            batch_videos=8,
+            total_clips=60_000,
+            base_lr=2e-3,
             lr_rule="absolute",
             warmup_share=0.1,
             grad_clip=1.0,
             precision="fp32",
         ),
-        probe=ProbeConfig(batch_videos=64, epochs=30, attentive_heads=4, views=(1, 1), precision="fp32"),
+        probe=ProbeConfig(
+            batch_videos=64,
+            epochs=60,
+            lr_grid=(1e-3, 3e-3),
+            weight_decay_grid=(0.05,),
+            warmup_share=0.1,
+            attentive_heads=4,
+            train_views=4,
+            views=(3, 1),
+            precision="fp32",
+        ),
         finetune=FinetuneConfig(
             batch_videos=16,
             epochs=20,
@@ -331,7 +351,8 @@ def demo() -> Recipe:
             randaug_magnitude=0,
             erasing_prob=0.0,
             crop_area=(0.5, 1.0),
-            views=(1, 1),
+            flip=False,
+            views=(3, 1),
             precision="fp32",
         ),
     )

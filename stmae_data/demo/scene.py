@@ -39,10 +39,10 @@ _DIRECTIONS = {
     "drifting up": 1.5,
 }  # times pi, y grows downwards
 _TEXTURE_PX = 64
-_SPEED = (14.0, 34.0)  # px per second at 64 px: a patch of 8 px in a quarter to half a second
+_SPEED = (20.0, 48.0)  # px per second at 64 px
 _TURN = (1.5, 3.2)  # radians per second
 _CYCLE_SECONDS = (1.2, 2.4)  # of swelling and shrinking
-_RADIUS_PX = (9.0, 15.0)
+_RADIUS_PX = (17.0, 26.0)
 _SIZES = (0.55, 1.45)  # times the radius
 _NUM_SHAPES = (1, 1)
 
@@ -128,9 +128,9 @@ def _waves(length: int, most: int) -> tuple[Floats, Floats]:
 
 def _background(scene: Scene, generator: np.random.Generator) -> Floats:
     size = scene.height_px, scene.width_px
-    grey = _smooth(generator, *size, 1, generator.uniform(1.5, 3.0))
-    colour = _smooth(generator, *size, 3, generator.uniform(1.5, 3.0))
-    field = (0.8 * grey + 0.4 * colour) * 25.0 + 60.0 * generator.uniform(0.7, 1.2)
+    grey = _smooth(generator, *size, 1, generator.uniform(2.0, 4.0))
+    colour = _smooth(generator, *size, 3, generator.uniform(2.0, 4.0))
+    field = (0.8 * grey + 0.4 * colour) * 3.0 + 30.0 * generator.uniform(0.7, 1.2)
     return np.asarray(np.clip(field, 0, 120))
 
 
