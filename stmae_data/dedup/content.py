@@ -69,7 +69,9 @@ def find_content_pairs(
     """
     is_within = right is None
     _create_hashes(connection, policy, left, right)
-    hot = join_hashes(connection, max_bits=policy.gate_bits, cap=policy.bucket_cap, is_self=is_within)
+    hot = join_hashes(
+        connection, max_bits=max(policy.gate_bits, policy.reach_bits), cap=policy.bucket_cap, is_self=is_within
+    )
     connection.execute("INSERT INTO hit SELECT id, id, 0 FROM hash WHERE is_left AND is_right AND num_clips > 1")
     _create_candidates(connection, is_within)
     _verify(connection, policy, is_within)
@@ -155,8 +157,10 @@ def _verify(connection: Any, policy: Policy, is_within: bool) -> None:
         f"""CREATE OR REPLACE TEMP TABLE judged AS
             WITH length AS (SELECT clip, max(t) + 1 AS n FROM frame WHERE view = 0 GROUP BY clip)
             SELECT c.*, s.* EXCLUDE (id), s.num_frames / la.n AS share_a, s.num_frames / lb.n AS share_b,
-                   s.num_frames * {STEP_MS} >= {policy.min_stretch_ms} AND min_bits <= {policy.gate_bits}
-                   AND s.median_bits <= {policy.median_bits} AND greatest(share_a, share_b) >= {share} AS is_same
+                   s.num_frames * {STEP_MS} AS stretch_ms,
+                   ((stretch_ms >= {policy.min_stretch_ms} AND min_bits <= {policy.gate_bits} AND s.median_bits <= {policy.median_bits})
+                    OR (stretch_ms >= {policy.long_stretch_ms} AND s.median_bits <= {policy.long_median_bits}))
+                   AND greatest(share_a, share_b) >= {share} AS is_same
             FROM candidate AS c JOIN stretch AS s USING (id) JOIN length AS la ON la.clip = a JOIN length AS lb ON lb.clip = b
             QUALIFY row_number() OVER (PARTITION BY a, b ORDER BY is_same DESC, score DESC, median_bits, view_a, view_b, abs(shift), shift) = 1"""
     )
@@ -170,7 +174,7 @@ def _verify(connection: Any, policy: Policy, is_within: bool) -> None:
                                 JOIN grid AS y ON y.clip = b AND y.view = view_b AND y.t = best.t - shift GROUP BY best.id)
             SELECT a, b, is_same, offset_ms, median_bits AS distance, score, num_frames,
                    to_json({{'view': {names}[view_a + 1], 'other_view': {names}[view_b + 1], 'num_frames': num_frames, 'num_near': num_near,
-                            'stretch_ms': num_frames * {STEP_MS}, 'share': round(share_a, 4), 'other_share': round(share_b, 4),
+                            'stretch_ms': stretch_ms, 'share': round(share_a, 4), 'other_share': round(share_b, 4),
                             'min_bits': min_bits, 'median_bits': median_bits, 'frames': frames}})::VARCHAR AS evidence
             FROM judged JOIN shown USING (id)"""
     )

@@ -34,11 +34,17 @@ class Policy:
     min_quality: int = 50
     """Frames below are left out: 0..100, share of bits that codec noise cannot turn."""
     gate_bits: int = 31
-    """At least one pair of frames must be this near."""
+    """At least one pair of frames must be this near, unless the stretch is long."""
     median_bits: int = 64
     """The median distance over the stretch."""
     min_stretch_ms: int = 800
     """Shortest stretch that proves anything."""
+    reach_bits: int = 40
+    """Frames this near bring a pair up for comparison."""
+    long_median_bits: int = 48
+    """Over a long stretch this median proves sameness without any frame within the gate: heavy re-encodes of dim clips."""
+    long_stretch_ms: int = 1500
+    """What counts as a long stretch."""
     min_share_against: float = 0.0
     """Share of the shorter clip that the stretch must cover between training and evaluation."""
     min_share_within: float = 0.2
