@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stmae_train.errors import DataMismatch
-from stmae_train.views import philox
 
 __all__ = ["Mix", "order_key", "permute"]
 
 Ints = NDArray[np.int64]
+Words = NDArray[np.uint64]
 
 _ROUNDS = 6
 _TABLE_SIZE = 1 << 18  # sets up to this size keep whole epochs of their order in memory
@@ -34,8 +34,8 @@ def order_key(seed: int, digest: str) -> int:
 def permute(positions: Ints, *, size: int, key: int, epoch: NDArray[np.int64] | int = 0) -> Ints:
     """Where each position in [0, size) goes in the keyed order of an epoch: a bijection, computed per element.
 
-    A Feistel network over the next even power of two with Philox as its round function; results past `size` walk on until they
-    fall inside (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+    A Feistel network over the next even power of two; results past `size` walk on until they fall inside (Black and Rogaway 2002,
+    "Ciphers with arbitrary finite domains").
     """
     half = max((size - 1).bit_length() + 1, 2) // 2
     mask = np.uint64((1 << half) - 1)
@@ -49,14 +49,20 @@ def permute(positions: Ints, *, size: int, key: int, epoch: NDArray[np.int64] | 
     return out.astype(np.int64)
 
 
-def _feistel(
-    values: NDArray[np.uint64], epochs: NDArray[np.uint64], *, half: int, mask: np.uint64, key: int
-) -> NDArray[np.uint64]:
+def _feistel(values: Words, epochs: Words, *, half: int, mask: np.uint64, key: int) -> Words:
     left, right = values >> np.uint64(half), values & mask
+    salt = _mixed(epochs ^ np.uint64(key))
     for number in range(_ROUNDS):
-        counter = [right & np.uint64(0xFFFFFFFF), right >> np.uint64(32), epochs, np.full_like(epochs, number)]
-        left, right = right, left ^ (philox(counter, key=key)[0] & mask)
+        scrambled = _mixed(right ^ (salt + np.uint64(number * 0x9E3779B97F4A7C15 % 2**64)))
+        left, right = right, left ^ (scrambled & mask)
     return (left << np.uint64(half)) | right
+
+
+def _mixed(words: Words) -> Words:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit in changes half of the bits out; products wrap."""
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 def _walk(counters: Ints, *, size: int, key: int) -> Ints:
