@@ -21,6 +21,8 @@ define road
 	$(BIN)/stmae-data dedup demo-k700 --against demo-k400:val --to demo-k700-clean -w $(1)
 	$(BIN)/stmae-data report demo-k700-clean -w $(1)
 	$(BIN)/stmae-data report demo-web -w $(1)
+	OMP_NUM_THREADS=1 $(BIN)/stmae-train study run demo --scale $(3) -w $(1) & \
+	OMP_NUM_THREADS=1 $(BIN)/stmae-train study run demo --scale $(3) -w $(1); wait
 	$(BIN)/stmae-train study run demo --scale $(3) -w $(1)
 endef
 

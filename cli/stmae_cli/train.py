@@ -249,6 +249,46 @@ def evaluate(
     _show_metrics(metrics, request.run_dir, is_json=is_json)
 
 
+@console.command(app, "picture")
+def picture(
+    weights: Annotated[str, typer.Argument(metavar="RUN", help="A pre-training run, or its weights file.")],
+    shards: Annotated[str, typer.Option(help="SET[:SPLIT] the clips come from.")],
+    clip: Annotated[list[str] | None, typer.Option(help="These clips; the first of the set unless given.")] = None,
+    count: Annotated[int, typer.Option(help="How many clips.")] = 8,
+    ratio: Annotated[list[float] | None, typer.Option(help="Shares to hide; 0.9 and 0.95 unless given.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the PNG files; pictures/ beside the weights unless given.")
+    ] = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Write original / masked / reconstruction strips of fixed clips.
+
+    Example: stmae-train picture demo-demo-k400-s0 --shards demo-k400:val --ratio 0.5
+    """
+    from stmae_train.pictures import PictureRequest
+    from stmae_train.pictures import picture as run
+
+    found = Path(_init(workspace, weights))
+    folder = out or (found if found.is_dir() else found.parent) / "pictures"
+    request = PictureRequest(
+        workspace=workspace,
+        weights=str(found),
+        shards=shards,
+        out=folder,
+        clip_ids=tuple(clip or ()),
+        count=count,
+        ratios=tuple(ratio or (0.9, 0.95)),
+        seed=seed,
+    )
+    with console.journal(workspace, "stmae-train picture", {"weights": weights, "shards": shards}):
+        written = run(request)
+    if is_json:
+        console.print_json({"pictures": [str(path) for path in written]})
+    console.done(f"{len(written)} pictures in", folder, is_json=is_json)
+
+
 @console.command(app, "report")
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run, under runs/ of the workspace, or its folder.")],
@@ -428,7 +468,7 @@ def _points(share: float | None) -> str:
 
 def main() -> None:
     """Entry point of `stmae-train`."""
-    lists = ("--shards", "--set", "--only", "--eval")
+    lists = ("--shards", "--set", "--only", "--clip", "--ratio")
     app(console.expand_lists(sys.argv[1:], options=lists, needs_position=("study",)))
 
 
