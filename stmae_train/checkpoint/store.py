@@ -184,7 +184,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: opened.get_tensor(name) for name in opened.keys()}, metadata  # noqa: SIM118  (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); weights from elsewhere come in through: stmae-train convert."
+            f"{path} is not a whole safetensors file ({error}); only weights written by stmae-train can be read."
         ) from error
 
 
@@ -282,7 +282,7 @@ def load_weights(path: Path) -> Weights:
     tensors, metadata = _read_tensors(path)
     if "recipe" not in metadata:
         raise CheckpointError(
-            f"{path} does not say which model it holds (no recipe in its metadata); bring it in through: stmae-train convert."
+            f"{path} does not say which model it holds (no recipe in its metadata); only weights written by stmae-train can be read."
         )
     return Weights(tensors, from_toml(metadata["recipe"], where=str(path)), metadata)
 

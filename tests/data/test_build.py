@@ -125,9 +125,9 @@ def test_a_full_disk_ends_with_74_and_no_half_file(
 
 
 def test_a_second_build_of_one_set_is_told_who_holds_it(workspace: Path, kinetics_tree: Path) -> None:
-    with files.lock(workspace / "sets" / "tiny" / "meta" / "LOCK", what="x"):
-        with pytest.raises(Busy, match=rf"Set tiny is being written by process {os.getpid()}"):
-            build_tiny(workspace, kinetics_tree)
+    told = rf"Set tiny is being written by process {os.getpid()}"
+    with files.lock(workspace / "sets" / "tiny" / "meta" / "LOCK", what="x"), pytest.raises(Busy, match=told):
+        build_tiny(workspace, kinetics_tree)
 
 
 def test_new_files_are_appended_behind_untouched_shards(workspace: Path, kinetics_tree: Path, tmp_path: Path) -> None:
