@@ -114,7 +114,7 @@ def source_path(uri: str) -> Path:
         SourceError: the URI is not one of a local file.
     """
     if not uri.startswith("file:///"):
-        raise SourceError(f"{uri} does not name a local file; fetch it first: stmae-data fetch.")
+        raise SourceError(f"{uri} does not name a local file; download it first and name its folder with --from.")
     return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
 
 
