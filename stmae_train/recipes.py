@@ -319,7 +319,7 @@ def demo() -> Recipe:
         data=DataConfig(num_frames=8, crop_px=32, crop_area=(0.5, 1.0), flip=False, repeats=4, eval_views=(3, 1)),
         optim=OptimConfig(
             batch_videos=8,
-            total_clips=60_000,
+            total_clips=45_000,
             base_lr=2e-3,
             lr_rule="absolute",
             warmup_share=0.1,
@@ -339,8 +339,9 @@ def demo() -> Recipe:
         ),
         finetune=FinetuneConfig(
             batch_videos=16,
-            epochs=20,
-            warmup_epochs=2.0,
+            epochs=10,
+            repeats=2,
+            warmup_epochs=1.0,
             base_lr=1e-3,
             lr_rule="absolute",
             grad_clip=1.0,
