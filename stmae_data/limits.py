@@ -142,7 +142,7 @@ def run(
             stderr=complaints,
             pass_fds=tuple(pass_fds),
             env={"PATH": os.environ.get("PATH", os.defpath), **(environment or {})},
-            preexec_fn=functools.partial(_confine, limits),  # noqa: PLW1509 - callers are single-threaded workers
+            preexec_fn=functools.partial(_confine, limits),
         )
         is_late = False
         try:
