@@ -26,7 +26,7 @@ from stmae_train.runlog import commit
 from stmae_train.targets import target_frame_index, target_vectors
 from stmae_train.tokens import Grid, patchify, unpatchify
 
-__all__ = ["PictureRequest", "is_ratio_usable", "picture", "reconstruct"]
+__all__ = ["PictureRequest", "picture", "reconstruct"]
 
 GREY = 0.5  # of hidden patches
 _FRAME_PX = 96  # small clips are shown enlarged, pixel by pixel
@@ -43,7 +43,7 @@ class PictureRequest:
         out: folder the pictures go to, such as `<run>/pictures`.
         clip_ids: the clips; the first `count` of the set in stored order unless given.
         count: how many.
-        ratios: mask ratios.
+        ratios: mask ratios; the model's own kind of mask is used where it can hide so much, else random masks.
         seed: of the masks.
         device: `cpu`, `cuda`; a GPU where there is one unless given.
     """
@@ -87,7 +87,7 @@ def picture(request: PictureRequest) -> list[Path]:
     clips = batch.clips(weights.model, device=device)
     written, captions = [], {}
     for ratio in request.ratios:
-        config = replace(weights.model, mask_ratio=ratio)
+        config = _masking(weights.model, ratio)
         mask = draw_masks(config, seed=request.seed, sample_numbers=range(len(clips)))
         shown, note = reconstruct(model, clips, mask=mask)
         for number, clip_id in enumerate(batch.clip_ids):
@@ -101,13 +101,14 @@ def picture(request: PictureRequest) -> list[Path]:
     return written
 
 
-def is_ratio_usable(model: ModelConfig, ratio: float) -> bool:
-    """Whether the model's mask leaves at least one token visible at a ratio."""
+def _masking(model: ModelConfig, ratio: float) -> ModelConfig:
+    """The model's own kind of mask at a ratio, or random masks where that kind would leave nothing visible."""
+    config = replace(model, mask_ratio=ratio)
     try:
-        draw_masks(replace(model, mask_ratio=ratio), seed=0, sample_numbers=[0])
+        draw_masks(config, seed=0, sample_numbers=[0])
     except ModelError:
-        return False
-    return True
+        return replace(config, mask="random")
+    return config
 
 
 def _chosen(source: ClipSource, request: PictureRequest) -> ClipSource:

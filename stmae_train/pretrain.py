@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from stmae_train.checkpoint import StepLoop, save_weights
-from stmae_train.config import Recipe
+from stmae_train.config import ModelConfig, Recipe
 from stmae_train.distributed import World, start_world, stop_world
 from stmae_train.errors import ConfigError
 from stmae_train.loader import DEFAULT_CACHE_BYTES, Batch, CropRule, ReadOptions, TrainLoader, open_sources
 from stmae_train.masks import draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import adamw, parameter_groups
-from stmae_train.pictures import PictureRequest, is_ratio_usable, picture
+from stmae_train.pictures import PictureRequest, picture
 from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops, update_weights, write_card
 from stmae_train.schedule import learning_rate
 from stmae_train.views import FrameRule
@@ -266,11 +266,10 @@ class _Training:
         return result
 
     def _show(self, weights: Path) -> None:
-        """Leave pictures of fixed clips at 90 % and 95 %, or at the model's own ratio where that would leave nothing visible."""
+        """Leave pictures of fixed clips at the ratio the model was trained with and, as the papers show them, at 90 % and 95 %."""
         request, model = self.request, self.recipe.model
         if not request.pictures or model.target == "hog":
             return
-        ratios = tuple(ratio for ratio in (0.9, 0.95) if is_ratio_usable(model, ratio))
         reference, _, _ = request.shards[0].partition("@")
         picture(
             PictureRequest(
@@ -279,8 +278,13 @@ class _Training:
                 reference,
                 request.run_dir / "pictures",
                 count=request.pictures,
-                ratios=ratios or (model.mask_ratio,),
+                ratios=tuple(ratio for ratio in sorted({model.mask_ratio, 0.9, 0.95}) if _keeps_any(model, ratio)),
                 seed=request.seed,
                 device=str(self.world.device),
             )
         )
+
+
+def _keeps_any(model: ModelConfig, ratio: float) -> bool:
+    """Whether a random mask of this ratio leaves a token visible."""
+    return int(math.prod(model.grid_shape) * (1 - ratio)) > 0

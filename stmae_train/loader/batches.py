@@ -107,7 +107,10 @@ class _Reader:
 
     def __init__(self, workspace: Path, sources: Sequence[ClipSource], rule: FrameRule, options: ReadOptions) -> None:
         self.sources, self.rule, self.options = sources, rule, options
-        self.caches = [open_cache(workspace, each, rule, limit_bytes=options.cache_bytes) for each in sources]
+        self.caches = [
+            open_cache(workspace, each, rule, limit_bytes=options.cache_bytes, workers=options.workers)
+            for each in sources
+        ]
         self.bytes_read = sum(
             int(source.index.media_bytes[source.rows].sum())
             for source, cache in zip(sources, self.caches, strict=True)

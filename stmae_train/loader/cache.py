@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stmae_data.errors import SetError
 from stmae_train.loader.source import ClipSource
+from stmae_train.loader.workers import Damaged, Job, decode_in_order
 from stmae_train.runlog import commit
 from stmae_train.views import LAYER_STEP, FrameRule
 
@@ -71,7 +72,7 @@ class DecodedCache:
 
 
 def open_cache(
-    workspace: Path, source: ClipSource, rule: FrameRule, *, limit_bytes: int = DEFAULT_CACHE_BYTES
+    workspace: Path, source: ClipSource, rule: FrameRule, *, limit_bytes: int = DEFAULT_CACHE_BYTES, workers: int = 0
 ) -> DecodedCache | None:
     """The cache of a source, made first where it is missing.
 
@@ -82,13 +83,13 @@ def open_cache(
     if not is_served or not limit_bytes:
         return None
     try:
-        return None if _estimate(source) > limit_bytes else _open(workspace, source)
+        return None if _estimate(source) > limit_bytes else _open(workspace, source, workers=workers)
     except SetError as error:
         LOGGER.warning("%s is not cached, a sample is damaged: %s", source.index.reference, error)
         return None
 
 
-def _open(workspace: Path, source: ClipSource) -> DecodedCache:
+def _open(workspace: Path, source: ClipSource, *, workers: int) -> DecodedCache:
     files, was_made = [], False
     shards = source.index.shard[source.rows]
     for shard in np.unique(shards):
@@ -97,7 +98,9 @@ def _open(workspace: Path, source: ClipSource) -> DecodedCache:
         text = "\n".join([f"planes-{LAYER_STEP} v{_VERSION}", *map(str, source.index.stored_sha256[rows])])
         path = workspace / "cache" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.planes"
         if not path.is_file():
-            _write(path, source, rows)
+            if not was_made:
+                LOGGER.info("Decoding %s into the cache, once for all runs.", source.index.reference)
+            _write(path, source, rows, workers=workers)
             was_made = True
         files.append((path, positions))
     return DecodedCache(files, count=len(source.rows), was_made=was_made)
@@ -111,13 +114,14 @@ def _estimate(source: ClipSource) -> int:
     return int(mean * np.ceil(source.index.num_frames[source.rows] / LAYER_STEP).sum())
 
 
-def _write(path: Path, source: ClipSource, rows: Ints) -> None:
+def _write(path: Path, source: ClipSource, rows: Ints, *, workers: int) -> None:
     """Decode every 4th frame of the rows into one file: header length, header, padding, pictures."""
     pieces, table, offset = [], [], 0
-    for row in rows:
-        wanted = range(0, int(source.index.num_frames[row]), LAYER_STEP)
-        planes = source.planes(int(row), [wanted])
-        pictures = np.concatenate([each.reshape(len(wanted), -1) for each in (planes.y, planes.u, planes.v)], axis=1)
+    jobs = [Job(0, int(row), np.arange(0, int(source.index.num_frames[row]), LAYER_STEP)[None]) for row in rows]
+    for planes in decode_in_order([source], jobs, workers=workers):
+        if isinstance(planes, Damaged):
+            raise SetError(f"clip {planes.clip_id}: {planes.reason}")
+        pictures = np.concatenate([each.reshape(len(each), -1) for each in (planes.y, planes.u, planes.v)], axis=1)
         table.append([offset, *planes.y.shape[1:]])
         pieces.append(pictures)
         offset += pictures.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stmae_data import frames
+from stmae_data.errors import SetError
 from stmae_data.records import SetRef
 from stmae_data.shards import SampleIndex, open_set, read_range, sample_index
 from stmae_train.errors import DataMismatch
@@ -34,6 +36,7 @@ class ClipSource:
     version: int = 0
     set_digest: str = ""
     _descriptors: dict[int, int] = field(default_factory=dict, repr=False)
+    _checked: set[int] = field(default_factory=set, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -44,16 +47,24 @@ class ClipSource:
         return self.index.layout == LAYERED
 
     def media(self, row: int) -> bytes:
-        """The stored video of the sample `row` of the index.
+        """The stored video of the sample `row` of the index; its first read is checked against the ledger's sha256.
 
         Raises:
-            SetError: the shard is shorter than its ledger says.
+            SetError: the shard is shorter than its ledger says, or holds other bytes.
         """
         shard = int(self.index.shard[row])
         if shard not in self._descriptors:
             self._descriptors[shard] = os.open(self.index.shard_paths[shard], os.O_RDONLY | os.O_CLOEXEC)
         offset, size = int(self.index.media_offset[row]), int(self.index.media_bytes[row])
-        return read_range(self._descriptors[shard], offset, size, name=self.index.shard_paths[shard].name)
+        name = self.index.shard_paths[shard].name
+        data = read_range(self._descriptors[shard], offset, size, name=name)
+        if row not in self._checked:
+            if hashlib.sha256(data).hexdigest() != self.index.stored_sha256[row]:
+                raise SetError(
+                    f"{name} holds other bytes at {offset} than its ledger says; rebuild the shard: stmae-data build, or verify the set."
+                )
+            self._checked.add(row)
+        return data
 
     def planes(self, row: int, clips: Sequence[Sequence[int]]) -> frames.Planes:
         """Decode the union of the frames that the clips want.

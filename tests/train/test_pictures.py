@@ -80,6 +80,17 @@ def test_pictures_of_fixed_clips_say_how_they_were_made(
     assert [path.read_bytes() for path in picture(request)] == before
 
 
+def test_a_mask_that_cannot_hide_so_much_is_drawn_at_random(
+    small_world: Path, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    recipe = override(small_recipe, ["model.mask=frame", "model.mask_ratio=0.5", "model.patch_px=4"])
+    weights = str(saved(recipe, tmp_path))
+    picture(PictureRequest(small_world, weights, "tiny:val", tmp_path, count=1, ratios=(0.5, 0.9), device="cpu"))
+    captions = json.loads((tmp_path / "captions.json").read_text())
+    assert "50% hidden (frame)" in captions["tinyval0000-50.png"]
+    assert "90% hidden (random)" in captions["tinyval0000-90.png"]
+
+
 def test_what_cannot_be_shown_is_one_sentence(small_world: Path, small_recipe: Recipe, tmp_path: Path) -> None:
     weights = str(saved(small_recipe, tmp_path))
     with pytest.raises(ModelError, match="Clip absent is not in tiny:val"):

@@ -81,7 +81,7 @@ def test_a_run_learns_and_leaves_a_whole_run_folder(straight: RunResult) -> None
     (entry,) = json.loads((straight.run_dir / "data.json").read_text())["sets"]
     assert (entry["clips"], entry["unique_videos"], entry["clips_drawn"]) == (24, 12, 80)
     assert run["digests"] == {"tiny:train": entry["digest"]}
-    assert len(list((straight.run_dir / "pictures").glob("*.png"))) == 8
+    assert len(list((straight.run_dir / "pictures").glob("*-75.png"))) == 8
     cost = json.loads((straight.run_dir / "cost.json").read_text())
     assert cost["clips"] == 80 and cost["cpu_seconds"] > 0 and cost["flops"] > 0
     record = json.loads((straight.run_dir / "log.jsonl").read_text().splitlines()[0])

@@ -1,0 +1,101 @@
+"""The run folder: one writer, honest ends, a log that resumes."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from stmae_data.errors import StorageError
+from stmae_train.config import Recipe, override
+from stmae_train.errors import ConfigError, RunBusy, RunInterrupted
+from stmae_train.recipes import recipe
+from stmae_train.runlog import RunFolder, StepRecord, StopSignals, runs_status, train_flops
+
+
+def open_run(path: Path, recipe: Recipe, *, resume: bool = False, **settings: object) -> RunFolder:
+    return RunFolder.open(path, command="pretrain", recipe=recipe, seed=0, settings=settings, resume=resume)
+
+
+def record(step: int) -> StepRecord:
+    return StepRecord(step, 10, 8 * step, 0.5, 1e-3, 1.0, 100.0, 0.0, None, 1, 0.0)
+
+
+def test_a_run_says_how_it_ended(tmp_path: Path, small_recipe: Recipe) -> None:
+    assert runs_status(tmp_path / "a") is None
+    with open_run(tmp_path / "a", small_recipe):
+        assert runs_status(tmp_path / "a") == "running"
+        assert (tmp_path / "a" / "config.toml").is_file()  # saved before step 0
+    assert runs_status(tmp_path / "a") == "done"
+    for error, status in ((RunInterrupted(15), "interrupted"), (ConfigError("no"), "failed")):
+        path = tmp_path / status
+        with pytest.raises(type(error)), open_run(path, small_recipe):
+            raise error
+        assert runs_status(path) == status and json.loads((path / "run.json").read_text())["error"]
+
+
+def _try_open(path: Path, recipe: Recipe, answers: multiprocessing.SimpleQueue) -> None:
+    try:
+        open_run(path, recipe)
+    except RunBusy as error:
+        answers.put((str(error), error.exit_code))
+
+
+def test_a_second_process_is_turned_away_with_the_first_ones_id(tmp_path: Path, small_recipe: Recipe) -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    with open_run(tmp_path / "run", small_recipe):
+        child = context.Process(target=_try_open, args=(tmp_path / "run", small_recipe, answers))
+        child.start()
+        child.join()
+        text, code = answers.get()
+    assert f"process {os.getpid()}" in text and code == 75
+    with open_run(tmp_path / "run", small_recipe, resume=True) as again:
+        assert again.was_done
+
+
+def test_other_settings_are_refused_by_name(tmp_path: Path, small_recipe: Recipe) -> None:
+    with open_run(tmp_path / "run", small_recipe, shards=["a"]):
+        pass
+    with pytest.raises(ConfigError, match=r"settings \(\{'shards': \['a'\]\}, now \{'shards': \['b'\]\}\)"):
+        open_run(tmp_path / "run", small_recipe, resume=True, shards=["b"])
+    with pytest.raises(ConfigError, match=r"mask_ratio = 0\.5 \(was mask_ratio = 0\.75\)"):
+        open_run(tmp_path / "run", override(small_recipe, ["mask_ratio=0.5"]), resume=True, shards=["a"])
+
+
+def test_a_torn_log_line_is_left_out_and_later_steps_are_forgotten(tmp_path: Path, small_recipe: Recipe) -> None:
+    with open_run(tmp_path / "run", small_recipe) as run:
+        for step in (1, 2, 3):
+            run.log(record(step))
+        with (tmp_path / "run" / "log.jsonl").open("a") as stream:
+            stream.write('{"step": 4, "lo')
+        assert [each["step"] for each in run.records()] == [1, 2, 3]
+        run.forget_after(2)
+        run.log(record(3))
+        assert [each["step"] for each in run.records()] == [1, 2, 3]
+
+
+def test_a_full_disk_ends_with_its_code(tmp_path: Path, small_recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match="No space left") as caught, open_run(tmp_path / "run", small_recipe) as run:
+        monkeypatch.setenv("STMAE_FAULT", "run.write:1:ENOSPC")
+        run.write_json("cost.json", {})
+    assert caught.value.exit_code == 74
+    assert not (tmp_path / "run" / "cost.json").exists()
+
+
+def test_signals_are_noticed_once_and_handlers_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one ends at once
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+@pytest.mark.parametrize(("name", "teraflops"), [("mae-st-b16", 0.273), ("mae-st-l16", 0.485)])
+def test_the_work_of_a_step_is_that_of_the_published_sizes(name: str, teraflops: float) -> None:
+    assert train_flops(recipe(name).model) / 1e12 == pytest.approx(teraflops, rel=0.06)  # PERFORMANCE.md, "Limits"
