@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-from stmae_data.dedup.clips import Pool, comparing, load_pool
+from stmae_data.dedup.clips import Pool, comparing, fingerprint_files, load_pool
 from stmae_data.dedup.content import ContentLog, find_content_pairs, load_frames
 from stmae_data.dedup.decide import Choice, Clip, Edge, choose_leaks, choose_within
 from stmae_data.dedup.levels import create_pairs, find_pairs_between, find_pairs_within, is_comparable
@@ -17,8 +17,6 @@ from stmae_data.records import LEVELS
 __all__ = ["Found", "compare", "count_pairs"]
 
 Progress = Callable[[str, int, int], None]
-
-_NEAR_MISS: Final = "CREATE TABLE near_miss (a INTEGER, b INTEGER, offset_ms BIGINT, distance DOUBLE, evidence VARCHAR)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +83,9 @@ def compare(
         for number, pool in enumerate(pools):
             load_pool(connection, pool, number)
         create_pairs(connection)
-        connection.execute(_NEAR_MISS)
         has_content = "content" in between or "content" in within
         if has_content:
-            load_frames(connection, list(enumerate(pools)))
+            load_frames(connection, {number: fingerprint_files(pool) for number, pool in enumerate(pools)})
         not_comparable = _without_frames(connection, pools, rules) if has_content else []
         across = _across(connection, training) if "id" in between else ()
         steps.done()
@@ -153,7 +150,6 @@ def count_pairs(
         for number, pool in enumerate(pools):
             load_pool(connection, pool, number)
         create_pairs(connection)
-        connection.execute(_NEAR_MISS)
         steps.done()
         find_pairs_between(connection, levels, left=ours, right=theirs)
         without: list[int] = []
@@ -162,7 +158,7 @@ def count_pairs(
             and any(pool.has_media for pool in training)
             and any(pool.has_media for pool in evaluation)
         ):
-            load_frames(connection, list(enumerate(pools)))
+            load_frames(connection, {number: fingerprint_files(pool) for number, pool in enumerate(pools)})
             without = _without_frames(connection, pools, rules)
             find_content_pairs(connection, rules, left=ours, right=theirs)
         if rules.not_duplicates:

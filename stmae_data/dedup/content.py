@@ -6,11 +6,11 @@ Mirrored views are compared between training and evaluation, where a mirrored co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
-from stmae_data.dedup.clips import Pool, fingerprint_files
 from stmae_data.dedup.hashes import HotBucket, distance_sql, join_hashes
 from stmae_data.dedup.policy import Policy
 from stmae_data.fingerprint import ALGORITHM, MIRROR_MASK, VIEWS
@@ -36,8 +36,8 @@ class ContentLog:
     hot: tuple[HotBucket, ...]
 
 
-def load_frames(connection: Any, pools: Sequence[tuple[int, Pool]]) -> None:
-    """Table `frame` (clip, view, t, h0..h3, quality) of all pools' fingerprints; `t` counts eighths of a second.
+def load_frames(connection: Any, tables: Mapping[int, Sequence[Path]]) -> None:
+    """Table `frame` (clip, view, t, h0..h3, quality) of every pool's fingerprint tables; `t` counts eighths of a second.
 
     Fingerprints of another algorithm do not compare and are left out: their clips are then not comparable.
     """
@@ -47,14 +47,13 @@ def load_frames(connection: Any, pools: Sequence[tuple[int, Pool]]) -> None:
     views = (
         "CASE view::VARCHAR " + " ".join(f"WHEN '{name}' THEN {number}" for number, name in enumerate(VIEWS)) + " END"
     )
-    for number, pool in pools:
-        paths = [str(path) for path in fingerprint_files(pool)]
+    for number, paths in tables.items():
         if paths:
             connection.execute(
                 f"""INSERT INTO frame
                     SELECT clip.number, {views}, round(time_ms / {STEP_MS}), time_ms, hash0, hash1, hash2, hash3, quality
                     FROM read_parquet(?) AS print JOIN clip USING (clip_id) WHERE pool = {number} AND algorithm = '{ALGORITHM}'""",
-                [paths],
+                [[str(path) for path in paths]],
             )
     mirrored = ", ".join(f"xor(h{word}, {MIRROR_MASK}::UBIGINT)" for word in range(4))
     connection.execute(f"INSERT INTO frame SELECT clip, 3, t, time_ms, {mirrored}, quality FROM frame WHERE view = 1")

@@ -36,8 +36,11 @@ _NEEDED: Final = {
 
 
 def create_pairs(connection: Any) -> None:
-    """An empty table `pair`: numbers of two clips, the level, and what there is to show for it."""
+    """Empty tables `pair` (numbers of two clips, the level, and what there is to show for it) and `near_miss` (what fell short)."""
     connection.execute(_PAIR)
+    connection.execute(
+        "CREATE TABLE near_miss (a INTEGER, b INTEGER, offset_ms BIGINT, distance DOUBLE, evidence VARCHAR)"
+    )
 
 
 def is_comparable(connection: Any, level: str, pool: int) -> bool:

@@ -1,0 +1,202 @@
+"""Which copies are found: every edit below applied to real clips by ffmpeg, then compared by content; prints one JSON line.
+
+Recall per edit, the false pairs among all others, the error of the time offset, and beside it the vPDQ rule (ThreatExchange: frames of
+one per second, quality 50, 31 bits, 80 % of either clip) over the same hashes. Run it: `python tests/bench/bench_neardup.py [VIDEO…]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from stmae_data.dedup.clips import comparing
+from stmae_data.dedup.content import find_content_pairs, load_frames
+from stmae_data.dedup.levels import create_pairs
+from stmae_data.dedup.policy import Policy
+from stmae_data.encode import Encoding, encode_clip, ffmpeg_executable, ffmpeg_version
+from stmae_data.fingerprint import Fingerprints, commit_fingerprints, fingerprint_clip
+from stmae_data.media import open_source, probe
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "real"
+SOURCES = (
+    "neardup/chair-orig-22-sd-bar.mp4",
+    "neardup/cockatoo.mp4",
+    "neardup/dj_video1.mp4",
+    "neardup/dj_video4.mp4",
+    "neardup/dj_video5.mp4",
+    "neardup/nasa_13013.mp4",
+    "neardup/pool_full.mp4",
+    "neardup/carphone_pristine.mp4",
+    "videos/decord_flipping_a_pancake.mkv",
+    "videos/mma_test.avi",
+    "videos/paddle_example.avi",
+)
+SECONDS = 8
+
+
+def bars(share: float, *, side: bool) -> str:
+    """Black bars that take `share` of the new picture, half on each side."""
+    whole = f"{1 / (1 - share):.4f}"
+    return f"pad=ceil(iw*{whole}/2)*2:ih:-1:-1" if side else f"pad=iw:ceil(ih*{whole}/2)*2:-1:-1"
+
+
+def logo(share: float) -> str:
+    """A box of `share` of the area in a corner."""
+    edge = share**0.5
+    return f"drawbox=x=iw*0.04:y=ih*0.04:w=iw*{edge:.3f}:h=ih*{edge:.3f}:color=0xC03020:t=fill"
+
+
+# name: (seconds cut from the start, filter, encoder arguments)
+X264 = ("-c:v", "libx264", "-preset", "veryfast")
+EDITS: dict[str, tuple[float, str, tuple[str, ...]]] = {
+    "trim 0.37": (0.37, "null", (*X264, "-crf", "23")),
+    "trim 0.5": (0.5, "null", (*X264, "-crf", "23")),
+    "trim 1.3": (1.3, "null", (*X264, "-crf", "23")),
+    "h264 crf 23": (0, "null", (*X264, "-crf", "23")),
+    "h264 crf 35": (0, "null", (*X264, "-crf", "35")),
+    "h264 crf 45": (0, "null", (*X264, "-crf", "45")),
+    "vp9": (0, "null", ("-c:v", "libvpx-vp9", "-crf", "36", "-b:v", "0", "-cpu-used", "8", "-deadline", "realtime")),
+    "mpeg4": (0, "null", ("-c:v", "mpeg4", "-q:v", "6")),
+    "25 fps": (0, "fps=25", (*X264, "-crf", "26")),
+    "30 fps": (0, "fps=30", (*X264, "-crf", "26")),
+    "240p": (0, "scale=-2:240", (*X264, "-crf", "26")),
+    "grey": (0, "hue=s=0", (*X264, "-crf", "26")),
+    **{f"bars {share}": (0, bars(share, side=share > 0.12), (*X264, "-crf", "26")) for share in (0.05, 0.1, 0.15, 0.25)},
+    **{f"logo {share}": (0, logo(share), (*X264, "-crf", "26")) for share in (0.05, 0.15, 0.3)},
+    "mirrored": (0, "hflip", (*X264, "-crf", "26")),
+    "speed 0.9": (0, "setpts=PTS/0.9", (*X264, "-crf", "26")),
+    "speed 1.1": (0, "setpts=PTS/1.1", (*X264, "-crf", "26")),
+    **{f"crop {share}": (0, f"crop=iw*{1 - share}:ih*{1 - share}", (*X264, "-crf", "26")) for share in (0.05, 0.1, 0.2)},
+    "text": (0, "drawbox=x=iw*0.1:y=ih*0.82:w=iw*0.8:h=ih*0.1:color=white:t=fill", (*X264, "-crf", "26")),
+    "mirrored, bars 0.15": (0, f"hflip,{bars(0.15, side=False)}", (*X264, "-crf", "26")),
+    "trim 0.37, bars 0.1, 240p": (0.37, f"{bars(0.1, side=False)},scale=-2:240", (*X264, "-crf", "30")),
+}  # fmt: skip
+
+
+def ffmpeg(*arguments: str) -> None:
+    subprocess.run([ffmpeg_executable(), "-v", "error", "-y", "-threads", "1", *arguments], check=True)
+
+
+def prints_of(path: Path) -> Fingerprints:
+    with open_source(path) as descriptor:
+        clip = encode_clip(descriptor, probe(descriptor), encoding=Encoding(mode="fast", short_side_px=64))
+    return fingerprint_clip(clip.hash_frames, clip.hash_times_ms)
+
+
+def make(source: Path, other: Path, folder: Path, edit: str) -> Fingerprints:
+    """The fingerprints of one edited copy of `source`."""
+    target = folder / f"{source.stem}-{edit.replace(' ', '_')}.mkv"
+    if edit == "joined":
+        join = "[0:v]scale=320:240,fps=25,setsar=1[a];[1:v]scale=320:240,fps=25,setsar=1[b];[a][b]concat=n=2"
+        inputs = ("-t", "4", "-i", str(other), "-t", str(SECONDS), "-i", str(source))
+        ffmpeg(*inputs, "-filter_complex", join, "-an", *X264, "-crf", "26", str(target))
+    else:
+        start, filters, encoder = EDITS[edit]
+        even = f"{filters},scale=trunc(iw/2)*2:trunc(ih/2)*2,format=yuv420p"
+        ffmpeg("-t", str(SECONDS), "-i", str(source), "-ss", str(start), "-an", "-vf", even, *encoder, str(target))
+    return prints_of(target)
+
+
+def vpdq_rule(a: Fingerprints, b: Fingerprints) -> bool:
+    """One frame a second of the whole picture, 31 bits, 80 % of either clip."""
+
+    def sampled(prints: Fingerprints) -> Any:
+        chosen = (prints.view == 0) & (prints.quality >= 50)
+        seconds = prints.time_ms[chosen] // 1000
+        return prints.hashes[chosen][np.unique(seconds, return_index=True)[1]]
+
+    ours, theirs = sampled(a), sampled(b)
+    if not len(ours) or not len(theirs):
+        return False
+    near = np.bitwise_count(ours[:, None] ^ theirs[None]).sum(axis=-1) <= 31
+    return bool(max(near.any(axis=1).mean(), near.any(axis=0).mean()) >= 0.8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("videos", nargs="*", type=Path)
+    sources = parser.parse_args().videos or [REAL / name for name in SOURCES]
+    if not all(source.is_file() for source in sources):
+        sys.exit("The videos are not here; name some on the command line.")
+    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
+        folder = Path(name)
+        jobs = {
+            (source.stem, edit): pool.submit(make, source, sources[number - 1], folder, edit)
+            for number, source in enumerate(sources)
+            for edit in (*EDITS, "joined")
+        }
+        originals = {source.stem: pool.submit(prints_of, source) for source in sources}
+        copies = {key: job.result() for key, job in jobs.items()}
+        whole = {stem: job.result() for stem, job in originals.items()}
+    start = time.perf_counter()
+    found = compare(copies, whole)
+    seconds = time.perf_counter() - start
+    edits: dict[str, dict[str, Any]] = {}
+    for stem, edit in copies:
+        cell = edits.setdefault(edit, {"found": 0, "of": 0, "vpdq_rule": 0})
+        cell["of"] += 1
+        cell["found"] += (stem, edit, stem) in found
+        cell["vpdq_rule"] += vpdq_rule(copies[stem, edit], whole[stem])
+    errors = [
+        abs(offset / 1000 - (4 if edit == "joined" else -EDITS[edit][0]))
+        for (stem, edit, other), offset in found.items()
+        if stem == other and "speed" not in edit
+    ]
+    # A joined copy rightly holds the other clip as well.
+    before = {source.stem: sources[number - 1].stem for number, source in enumerate(sources)}
+    false = [key for key in found if key[0] != key[2] and not (key[1] == "joined" and before[key[0]] == key[2])]
+    missed = [f"{stem}: {edit}" for stem, edit in copies if (stem, edit, stem) not in found]
+    print(
+        json.dumps(
+            {
+                "machine": {"cpus": os.cpu_count(), "platform": platform.platform()},
+                "versions": {
+                    "python": platform.python_version(),
+                    "duckdb": duckdb.__version__,
+                    "ffmpeg": ffmpeg_version(),
+                },
+                "policy": Policy().version,
+                "edits": edits,
+                "negative_pairs": len(copies) * (len(whole) - 1),
+                "false": [list(key) for key in false],
+                "missed": missed,
+                "largest_offset_error_seconds": round(max(errors), 3),
+                "seconds": round(seconds, 2),
+            }
+        )
+    )
+
+
+def compare(
+    copies: dict[tuple[str, str], Fingerprints], whole: dict[str, Fingerprints]
+) -> dict[tuple[str, str, str], int]:
+    """Edited copies as training against the originals as evaluation: (copy, edit, original) -> offset in milliseconds."""
+    named: list[Any] = [*copies, *whole]
+    with tempfile.TemporaryDirectory() as name, comparing() as connection:
+        for number in range(len(named)):
+            pool = int(number >= len(copies))
+            connection.execute("INSERT INTO clip (number, pool, clip_id) VALUES (?, ?, ?)", [number, pool, str(number)])
+        table = Path(name) / "prints.parquet"
+        prints = [*copies.values(), *whole.values()]
+        commit_fingerprints(table, [(str(number), each) for number, each in enumerate(prints)])
+        load_frames(connection, {0: [table], 1: [table]})
+        create_pairs(connection)
+        find_content_pairs(connection, Policy(), left=[0], right=[1])
+        rows = connection.execute("SELECT a, b, offset_ms FROM pair").fetchall()
+    return {(*named[a], named[b]): offset for a, b, offset in rows}
+
+
+if __name__ == "__main__":
+    main()
