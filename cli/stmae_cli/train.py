@@ -323,7 +323,7 @@ def _study_file(name: str) -> Path:
     from importlib.resources import files
 
     shipped = Path(str(files("stmae_manifests.studies"))) / f"{name}.toml"
-    return shipped if shipped.is_file() and not Path(name).exists() else Path(name)
+    return shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
 
 
 @console.command(study_app, "plan")
