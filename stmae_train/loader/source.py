@@ -35,8 +35,8 @@ class ClipSource:
     ledgers: tuple[Path, ...] = ()
     version: int = 0
     set_digest: str = ""
-    _descriptors: dict[int, int] = field(default_factory=dict, repr=False)
-    _checked: set[int] = field(default_factory=set, repr=False)
+    _descriptors: dict[int, int] = field(default_factory=dict, init=False, repr=False)
+    _checked: set[int] = field(default_factory=set, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -94,6 +94,10 @@ class ClipSource:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+
+    def __del__(self) -> None:
+        # Descriptors are plain numbers: nobody else would close them, and a study opens many sources in one process.
+        self.close()
 
 
 def open_sources(workspace: Path, references: Sequence[str], *, labelled: bool = False) -> list[ClipSource]:
