@@ -8,6 +8,7 @@ import typer
 
 from stmae_cli import console
 from stmae_cli.console import JsonFlag, WorkspaceOption
+from stmae_cli.study import study_app
 
 if TYPE_CHECKING:
     from stmae_train.config import Recipe
@@ -17,7 +18,6 @@ __all__ = ["app", "main"]
 app = console.make_app(
     "Pre-train masked autoencoders on any shard set, transfer them, and study what the data does to them with honest statistics."
 )
-study_app = console.make_app("Studies: fixed training, varied data, intervals and verdicts.")
 app.add_typer(study_app, name="study")
 
 HERE = Path()
@@ -305,165 +305,6 @@ def report(
     if is_json:
         console.print_json({"run": run, "report": str(path)})
     console.done("Report:", path, is_json=is_json)
-
-
-@study_app.callback()
-def study() -> None:
-    """Plan, run and report studies."""
-
-
-ScaleOption = Annotated[str | None, typer.Option(help="One scale of the study file; all of them unless given.")]
-OnlyOption = Annotated[list[str] | None, typer.Option(help="Only these cells, as in arm=web,seed=0.")]
-StudyArgument = Annotated[
-    str, typer.Argument(metavar="FILE", help="A study file, or the name of a shipped one (demo).")
-]
-
-
-def _study_file(name: str) -> Path:
-    from importlib.resources import files
-
-    shipped = Path(str(files("stmae_manifests.studies"))) / f"{name}.toml"
-    return shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
-
-
-@console.command(study_app, "plan")
-def study_plan(
-    file: StudyArgument,
-    scale: ScaleOption = None,
-    only: OnlyOption = None,
-    workspace: WorkspaceOption = HERE,
-    is_json: JsonFlag = False,
-) -> None:
-    """Expand a study into cells, with reuse, leaks and the smallest difference it can detect; run nothing.
-
-    Example: stmae-train study plan demo --scale study -w demo
-    """
-    from stmae_train.study import parse_only
-    from stmae_train.study import study_plan as run
-
-    plan = run(_study_file(file), workspace, scale=scale, only=parse_only(only or []))
-    if is_json:
-        console.print_json(plan.as_json())
-    rows = [[cell.id[:10], cell.arm, cell.task or "pretrain", cell.clips, cell.seed] for cell in plan.cells]
-    console.table(
-        f"Study {plan.name}: {len(rows)} cells", ["id", "arm", "task", "clips", "seed"], rows, is_json=is_json
-    )
-
-
-@console.command(study_app, "run")
-def study_run(
-    file: StudyArgument,
-    scale: ScaleOption = None,
-    only: OnlyOption = None,
-    workers: WorkersOption = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, run nothing.")] = False,
-    workspace: WorkspaceOption = HERE,
-    is_json: JsonFlag = False,
-) -> None:
-    """Run what is not done yet; several processes may work on one study.
-
-    Example: stmae-train study run demo --scale demo -w demo
-    """
-    from stmae_train.study import parse_only
-    from stmae_train.study import study_run as run
-
-    with console.journal(workspace, "stmae-train study run", {"file": file, "scale": scale}):
-        summary = run(
-            _study_file(file),
-            workspace,
-            scale=scale,
-            only=parse_only(only or []),
-            workers=workers,
-            dry_run=dry_run,
-            on_event=lambda event: console.say(str(event)),
-        )
-    if is_json:
-        console.print_json(
-            {
-                "cells": summary.cells,
-                "done": summary.done,
-                "reused": summary.reused,
-                "busy": summary.busy,
-                "waiting": summary.waiting,
-            }
-        )
-    console.done(
-        f"{summary.cells} cells: {summary.done} done now, {summary.reused} stood already, {summary.busy} busy, {summary.waiting} waiting; in",
-        summary.folder,
-        is_json=is_json,
-    )
-
-
-@console.command(study_app, "status")
-def study_status(
-    file: StudyArgument,
-    scale: ScaleOption = None,
-    only: OnlyOption = None,
-    workspace: WorkspaceOption = HERE,
-    is_json: JsonFlag = False,
-) -> None:
-    """Show the state of every cell.
-
-    Example: stmae-train study status demo -w demo
-    """
-    from stmae_train.study import parse_only
-    from stmae_train.study import study_status as run
-
-    found = run(_study_file(file), workspace, scale=scale, only=parse_only(only or []))
-    rows = [[cell.id[:10], cell.arm, cell.task or "pretrain", cell.clips, cell.seed, state] for cell, state in found]
-    if is_json:
-        console.print_json(
-            [dict(zip(("id", "arm", "task", "clips", "seed", "state"), row, strict=True)) for row in rows]
-        )
-        return
-    console.table("Cells", ["id", "arm", "task", "clips", "seed", "state"], rows)
-
-
-@console.command(study_app, "report")
-def study_report(
-    file: StudyArgument,
-    scale: ScaleOption = None,
-    truth: Annotated[
-        Path | None, typer.Option(help="truth.json of the small world, to hold dedup and the build against.")
-    ] = None,
-    html: Annotated[Path | None, typer.Option(help="Where the page goes; the study's folder unless given.")] = None,
-    json_path: Annotated[
-        Path | None, typer.Option("--json-to", help="Also write the study's facts to this file.")
-    ] = None,
-    summary: Annotated[Path | None, typer.Option(help="Also write the small world's summary to this file.")] = None,
-    workspace: WorkspaceOption = HERE,
-    is_json: JsonFlag = False,
-) -> None:
-    """Compare the arms and write the page, the tables and the figures.
-
-    Example: stmae-train study report demo -w demo --truth demo/truth.json --html demo/report.html
-    """
-    from stmae_train.study import study_json
-    from stmae_train.study import study_report as run
-
-    made = run(_study_file(file), workspace, scale=scale, truth=truth, html=html, json_path=json_path, summary=summary)
-    facts = study_json(made.results)
-    if is_json:
-        console.print_json(facts)
-    pairs = [
-        [
-            pair["task"],
-            pair["arm"],
-            pair["baseline"],
-            _points(pair["delta"]),
-            _points(pair["low"]),
-            _points(pair["high"]),
-            pair["verdict"],
-        ]
-        for pair in facts["pairs"]
-    ]
-    columns = ["task", "arm", "baseline", "difference", "low", "high", "verdict"]
-    console.table("Differences in points of top-1", columns, pairs, is_json=is_json)
-    console.done("Report:", made.html, is_json=is_json)
-
-
-def _points(share: float | None) -> str:
-    return "n/a†" if share is None else f"{100 * share:+.1f}"
 
 
 def main() -> None:
