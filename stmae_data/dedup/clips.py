@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from stmae_data import files
-from stmae_data.errors import SetError, UsageError
+from stmae_data.errors import SetError, SourceError
 from stmae_data.records import SetRef
 from stmae_data.shards import ShardSet, fingerprint_path, open_set, set_digest
 from stmae_data.sources.tables import read_table_clips
@@ -69,7 +69,7 @@ def pool_of(workspace: Path, text: str | SetRef, *, default_split: str = "train"
     if isinstance(text, str) and Path(text).suffix.casefold() in _TABLE_SUFFIXES:
         path = Path(text)
         if not path.is_file():
-            raise UsageError(f"There is no table {text}; name a csv, json or parquet file, or a set as SET[:SPLIT].")
+            raise SourceError(f"There is no table {text}; name a csv, json or parquet file, or a set as SET[:SPLIT].")
         return Pool(path.name, files.sha256_file(path), table=path)
     reference = SetRef.parse(text, default_split=default_split) if isinstance(text, str) else text
     found = open_set(workspace, reference.set_name)

@@ -16,7 +16,7 @@ import pytest
 from stmae_data import files
 from stmae_data.dedup import Policy, count_leaks, dedup, leaks, load_policy
 from stmae_data.dedup.decide import Edge, choose_within
-from stmae_data.errors import SetError, UsageError
+from stmae_data.errors import SetError, SourceError, UsageError
 from stmae_data.records import LEVELS, SetRef
 from stmae_data.shards import open_set
 from stmae_data.verify import verify
@@ -283,7 +283,7 @@ def test_bare_tables_compare_by_id_alone(workspace: Path, world: dict[str, Any],
     assert pair["id"] is None and pair["overlap"] is None and pair["video"] == {"train": 1, "eval": 1}
     with pytest.raises(UsageError, match="is no set that clips could be taken out of"):
         leaks(workspace, [str(table)], [str(table)], fix=True)
-    with pytest.raises(UsageError, match="There is no table"):
+    with pytest.raises(SourceError, match="There is no table"):
         leaks(workspace, [str(tmp_path / "none.csv")], ["old"])
 
 
