@@ -13,7 +13,7 @@ from stmae_train.errors import StudyError
 
 LeakCounts = Mapping[str, Mapping[str, int] | None]
 
-__all__ = ["DataFacts", "Doors", "LeakCounts", "PretrainJob", "TaskJob", "standard_doors"]
+__all__ = ["DataFacts", "Doors", "LeakCounts", "PictureJob", "PretrainJob", "TaskJob", "standard_doors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,18 @@ class TaskJob:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureJob:
+    """Reconstructions of a few fixed test clips, for the report."""
+
+    workspace: Path
+    weights: Path
+    shards: str
+    out: Path
+    ratios: tuple[float, ...]
+    count: int = 2
+
+
+@dataclass(frozen=True, slots=True)
 class Doors:
     """The functions a study needs from other rooms.
 
@@ -76,6 +88,7 @@ class Doors:
         make_selection: (workspace, name, options) to the reference of the immutable selection.
         pretrain: trains and returns the path of the final weights.
         run_task: probes or fine-tunes and returns the metrics.
+        draw_pictures: writes PNGs and, last, `captions.json` into a run's `pictures/`.
     """
 
     recipe: Callable[[str], Recipe]
@@ -84,6 +97,7 @@ class Doors:
     make_selection: Callable[[Path, str, Mapping[str, Any]], str]
     pretrain: Callable[[PretrainJob], Path]
     run_task: Callable[[TaskJob], Mapping[str, Any]]
+    draw_pictures: Callable[[PictureJob], None]
 
 
 def standard_doors() -> Doors:
@@ -95,6 +109,7 @@ def standard_doors() -> Doors:
         make_selection=_make_selection,
         pretrain=_pretrain,
         run_task=_run_task,
+        draw_pictures=_draw_pictures,
     )
 
 
@@ -158,6 +173,7 @@ def _make_selection(workspace: Path, name: str, options: Mapping[str, Any]) -> s
 
     values = dict(options)
     source = SetRef.parse(values.pop("source"))
+    values |= {key: SetRef.parse(values[key]) for key in ("minus", "like") if key in values}
     select.make_selection(workspace, name, source=source, **values)
     return f"{source.set_name}:{source.split}/{name}"
 
@@ -215,4 +231,19 @@ def _run_task(job: TaskJob) -> Mapping[str, Any]:
             resume=True,
         ),
         watch=job.watch,
+    )
+
+
+def _draw_pictures(job: PictureJob) -> None:
+    from stmae_train.pictures import PictureRequest, picture
+
+    picture(
+        PictureRequest(
+            workspace=job.workspace,
+            weights=str(job.weights),
+            shards=job.shards,
+            out=job.out,
+            count=job.count,
+            ratios=job.ratios,
+        )
     )

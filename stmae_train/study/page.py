@@ -13,7 +13,7 @@ from stmae_train.report import human_count, human_seconds, picture_uri, render_p
 from stmae_train.study.doors import LeakCounts
 from stmae_train.study.evidence import Evidence
 from stmae_train.study.figures import arm_colors, draw_figures
-from stmae_train.study.results import ArmResult, StudyResults
+from stmae_train.study.results import ArmResult, Picture, StudyResults
 from stmae_train.study.tables import pair_table, score_text, taint_notes, transfer_table
 from stmae_train.study.template import TEMPLATE
 
@@ -180,7 +180,17 @@ def _pictures(results: StudyResults) -> list[tuple[str, str]]:
     kept = [each for each in chosen if first[each.arm] == each.seed][:MAX_PICTURES]
     order = {arm.name: number for number, arm in enumerate(results.plan.arms)}
     kept.sort(key=lambda each: (order[each.arm], each.path.name))
-    return [(f"{each.arm} · {each.path.stem} · seed {each.seed}", picture_uri(each.path)) for each in kept]
+    return [(_caption(each), picture_uri(each.path)) for each in kept]
+
+
+def _caption(picture: Picture) -> str:
+    """`demo-k400 · 90 % hidden · <clip>`: pictures are named <clip>-<hidden per cent>.png."""
+    clip, _, hidden = picture.path.stem.rpartition("-")
+    return (
+        f"{picture.arm} · {hidden} % hidden · {clip}"
+        if hidden.isdigit() and clip
+        else f"{picture.arm} · {picture.path.stem}"
+    )
 
 
 def _leak_rows(results: StudyResults) -> list[dict[str, Any]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.metadata
 import io
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +19,7 @@ from stmae_train.study.cells import Cell, PlannedArm, expand_cells
 from stmae_train.study.doors import DataFacts, Doors, standard_doors
 from stmae_train.study.leaks import Leak, arms_to_run, find_leaks
 from stmae_train.study.statistics import minimum_detectable_effect
-from stmae_train.study.studyfile import ArmSpec, ScaleSpec, StudyFile, TaskSpec, read_study
+from stmae_train.study.studyfile import ArmSpec, DataSpec, ScaleSpec, StudyFile, TaskSpec, read_study
 
 __all__ = [
     "Cell",
@@ -183,9 +185,18 @@ def _resolve_arm(study: StudyFile, workspace: Path, spec: ArmSpec, doors: Doors)
     references = data.shards
     if data.source is not None:
         options = {"source": data.source, **data.select}
-        references = (doors.make_selection(workspace, f"{study.name}-{data.name}", options),)
+        name = _selection_name(study, workspace, data, doors)
+        references = (doors.make_selection(workspace, name, options),)
     refs = [SetRef.parse(reference) for reference in references]
     return PlannedArm(spec, tuple(doors.facts(workspace, ref) for ref in refs), tuple(references))
+
+
+def _selection_name(study: StudyFile, workspace: Path, data: DataSpec, doors: Doors) -> str:
+    """A name of its own for every choice from every version of the sets: a selection never changes."""
+    others = [str(data.select[key]) for key in ("hashtags_of", "minus", "like") if key in data.select]
+    digests = [doors.facts(workspace, SetRef.parse(text)).digests for text in (str(data.source), *others)]
+    text = json.dumps([data.source, dict(data.select), digests], sort_keys=True)
+    return f"{study.name}-{data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _task_recipe(base: Recipe, task: TaskSpec, doors: Doors) -> Recipe:

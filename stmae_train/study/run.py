@@ -16,7 +16,7 @@ from typing import Any
 
 from stmae_train.errors import RunBusy, StudyError
 from stmae_train.runlog import commit, runs_status
-from stmae_train.study.doors import Doors, PretrainJob, TaskJob, standard_doors
+from stmae_train.study.doors import Doors, PictureJob, PretrainJob, TaskJob, standard_doors
 from stmae_train.study.plan import Cell, StudyPlan, plan_csv, study_plan
 
 __all__ = ["CellEvent", "RunSummary", "cell_hours", "cell_state", "run_plan", "study_run", "study_status", "write_plan"]
@@ -127,6 +127,8 @@ def run_plan(
 
         if runs_status(cell.folder) == "done":
             outcome = "reused"
+            if not dry_run:
+                _draw_pictures(plan, cell, doors)
         elif dry_run or (cell.needs and runs_status(plan.cell(cell.needs).folder) != "done"):
             outcome = "waiting"
         else:
@@ -134,6 +136,7 @@ def run_plan(
             begun = time.monotonic()
             outcome = _run_cell(plan, cell, doors, workers=workers, checkpoint_every=checkpoint_every, watch=watch)
             if outcome == "done":
+                _draw_pictures(plan, cell, doors)
                 counts["done"] += 1
                 tell("done", time.monotonic() - begun)
                 continue
@@ -204,6 +207,28 @@ def _run_cell(
     facts = {"arm": cell.arm, "scale": cell.scale, "clips": cell.clips, "seed": cell.seed, "task": cell.task}
     _write_json(cell.folder / "cell.json", {"schema_version": 1, "id": cell.id, "needs": cell.needs, **facts})
     return "done"
+
+
+def _draw_pictures(plan: StudyPlan, cell: Cell, doors: Doors) -> None:
+    """Reconstructions of the first seed's longest pre-training of every arm, once; targets that are no pixels have none."""
+    scale, model = plan.file.scale(cell.scale), plan.recipes[cell.scale, ""].model
+    is_shown = cell.is_pretraining and (cell.seed, cell.clips) == (scale.seeds[0], scale.clips[-1])
+    if (
+        not is_shown
+        or not plan.tests
+        or model.target == "hog"
+        or (cell.folder / "pictures" / "captions.json").is_file()
+    ):
+        return
+    doors.draw_pictures(
+        PictureJob(
+            workspace=plan.workspace,
+            weights=cell.folder / "weights.safetensors",
+            shards=next(iter(plan.tests.values())).reference,
+            out=cell.folder / "pictures",
+            ratios=tuple(sorted({model.mask_ratio, 0.9})),
+        )
+    )
 
 
 def cell_state(cell: Cell) -> str:

@@ -2,7 +2,7 @@
 
 [study]       name question baseline seeds equal alpha discordance seed_sd
 [scale.NAME]  recipe clips schedule seeds tainted override
-[data.NAME]   shards | from, with where hashtags_of per_class samples share seed
+[data.NAME]   shards | from, with where hashtags_of per_class samples share hours minus like seed
 [[arm]]       data | init, with name scale available reason
 [[task]]      name kind train test recipe override only
 [leaks]       check action
@@ -62,7 +62,7 @@ class DataSpec:
     shards: tuple[str, ...] = ()
     source: str | None = None
     select: Mapping[str, Any] = field(default_factory=dict)
-    """Options of `stmae_data.select.make_selection`: where hashtags_of per_class samples share seed."""
+    """Options of `stmae_data.select.make_selection`, by the words of `stmae-data select`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +196,7 @@ def parse_study(text: str, *, where: str = "study") -> StudyFile:
     )
 
 
-SELECT_KEYS = ("where", "hashtags_of", "per_class", "samples", "share", "seed")
+SELECT_KEYS = ("where", "hashtags_of", "per_class", "samples", "share", "hours", "minus", "like", "seed")
 ARM_KEYS = ("name", "data", "init", "scale", "available", "reason")
 TASK_KEYS = ("name", "kind", "train", "test", "recipe", "override", "only")
 
@@ -238,7 +238,7 @@ def _scale(root: Table, name: str, seeds: tuple[int, ...]) -> ScaleSpec:
 def _data(root: Table, name: str) -> DataSpec:
     table = root.table("data", ("shards", "from", *SELECT_KEYS), name)
     checked_name(name, table.where, table.path)
-    select = {key: table.value(key) for key in SELECT_KEYS if key in table.values}
+    select = {key: _select_value(table, key) for key in SELECT_KEYS if key in table.values}
     if ("shards" in table.values) == ("from" in table.values):
         raise StudyError(f"{table.where}: {table.path} needs either shards (as it is) or from (a selection of it).")
     if "shards" in table.values:
@@ -248,6 +248,17 @@ def _data(root: Table, name: str) -> DataSpec:
     if not set(select) - {"seed"}:
         raise StudyError(f"{table.where}: {table.path} selects nothing; add one of {', '.join(SELECT_KEYS)}.")
     return DataSpec(name, source=table.text("from"), select=select)
+
+
+def _select_value(table: Table, key: str) -> str | int | float:
+    """An option of a selection, as its type."""
+    value = table.value(key)
+    kinds = {"per_class": (int,), "samples": (int,), "seed": (int,), "share": (int, float), "hours": (int, float)}
+    if type(value) not in kinds.get(key, (str,)):
+        wanted = {int: "a whole number", float: "a number", str: "text"}[kinds.get(key, (str,))[-1]]
+        raise StudyError(f"{table.where}: {table.path}.{key} is {value!r}, wanted {wanted}; change it.")
+    found: str | int | float = value
+    return found
 
 
 def _arms(table: Table, scale_names: list[str], data_names: list[str]) -> list[ArmSpec]:

@@ -18,7 +18,7 @@ from stmae_data.records import SetRef
 from stmae_train import recipes
 from stmae_train.runlog import commit, write_scores
 from stmae_train.study import study_run
-from stmae_train.study.doors import DataFacts, Doors, PretrainJob, TaskJob
+from stmae_train.study.doors import DataFacts, Doors, PictureJob, PretrainJob, TaskJob
 
 STUDY = """
 [study]
@@ -57,7 +57,7 @@ test  = { shards = "k400", split = "val" }
 only  = { clips = "last" }
 """
 
-CLIPS = {"k400:train": 480, "k400:val": 400, "k700:train": 2000, "web:train": 2500, "web:train/tiny-web": 1200}
+CLIPS = {"k400:train": 480, "k400:val": 400, "k700:train": 2000, "web:train": 2500, "web:train/selected": 1200}
 ACCURACY = {"scratch": 0.70, "k400": 0.80, "k700": 0.90, "web": 0.70}
 
 
@@ -102,6 +102,7 @@ class FakeWorld:
     )
     calls: list[str] = field(default_factory=list)
     fail_after: int | None = None
+    pictures: list[PictureJob] = field(default_factory=list)
     tables: dict[tuple[float, int, int], bytes] = field(default_factory=dict)
 
     def doors(self) -> Doors:
@@ -112,11 +113,17 @@ class FakeWorld:
             make_selection=self.make_selection,
             pretrain=self.pretrain,
             run_task=self.run_task,
+            draw_pictures=self.draw_pictures,
         )
 
     def facts(self, workspace: Path, ref: SetRef) -> DataFacts:
         name = f"{ref.set_name}:{ref.split}" + (f"/{ref.selection}" if ref.selection else "")
-        return DataFacts(name, f"digest-{ref.set_name}", f"sel-{ref.selection}" if ref.selection else None, CLIPS[name])
+        return DataFacts(
+            name,
+            f"digest-{ref.set_name}",
+            f"sel-{ref.selection}" if ref.selection else None,
+            CLIPS[name.partition("/")[0] + "/selected" * bool(ref.selection)],
+        )
 
     def count_leaks(
         self, workspace: Path, train: SetRef, evaluation: SetRef, levels: tuple[str, ...]
@@ -156,12 +163,18 @@ class FakeWorld:
             lines.append(json.dumps(record))
         write(job.run_dir / "log.jsonl", ("\n".join(lines) + "\n").encode())
         write(job.run_dir / "weights.safetensors", b"weights")
-        write(job.run_dir / "pictures" / "90.png", png((40, 90, 30 * job.seed)))
         write_json(
             job.run_dir / "cost.json", {"seconds": job.clips / 1000, "bytes_read": 10_000_000, "stall_seconds": 0.5}
         )
         write_json(job.run_dir / "run.json", {"status": "done"})
         return job.run_dir / "weights.safetensors"
+
+    def draw_pictures(self, job: PictureJob) -> None:
+        self.pictures.append(job)
+        for clip in range(job.count):
+            for ratio in job.ratios:
+                write(job.out / f"clip_{clip:04d}-{round(100 * ratio)}.png", png((40, 90, 60 * clip)))
+        write_json(job.out / "captions.json", {})
 
     def run_task(self, job: TaskJob) -> Mapping[str, Any]:
         arm, clips = "scratch", 0

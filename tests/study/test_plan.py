@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ def test_the_file_reads_back_as_it_was_written(study_text: str) -> None:
         ('shards = "k700"', "shards = 7", "data.k700.shards is 7, wanted text"),
         ('name     = "tiny"', 'name = "tiny"\nequal = "epochs"', "compared at equal 'clips'"),
         ("[study]", "[study", "is not TOML"),
+        ('from  = "web"', 'from = "web"\nsamples = "many"', "data.web.samples is 'many', wanted a whole number"),
         ('name  = "finetune"', 'name = "probe"', "two tasks are called 'probe'"),
     ],
 )
@@ -114,6 +116,8 @@ def test_a_set_that_changed_gives_its_arms_new_ids(study_text: str, world: Any) 
     world.facts = newer
     after = ids(world, study_text)
     assert {key[0] for key in before if before[key] != after[key]} == {"web"}
+    # The selection has another name too: selections never change.
+    assert len({call for call in world.calls if call.startswith("select")}) == 2
 
 
 def test_an_unknown_recipe_key_is_refused_while_planning(study_text: str, world: Any) -> None:
@@ -147,8 +151,9 @@ def test_leak_action_fail_stops_the_plan(study_text: str, world: Any) -> None:
 
 def test_selections_are_made_by_plan_under_the_study_s_name(study_file: Path, world: Any) -> None:
     plan = study_plan(study_file, world.workspace, doors=world.doors())
-    assert world.calls == ["select tiny-web"]
-    assert plan.arm("web").shards == ("web:train/tiny-web",)
+    (call,) = world.calls
+    assert re.fullmatch(r"select tiny-web-[0-9a-f]{8}", call)
+    assert plan.arm("web").shards == (f"web:train/{call.removeprefix('select ')}",)
     assert plan.arm("web").num_clips == 1200
 
 
