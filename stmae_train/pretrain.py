@@ -23,7 +23,7 @@ from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_fl
 from stmae_train.schedule import learning_rate
 from stmae_train.views import FrameRule
 
-__all__ = ["PretrainRequest", "RunResult", "pretrain"]
+__all__ = ["PretrainRequest", "RunResult", "clips_of", "pretrain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,23 @@ def pretrain(request: PretrainRequest, *, watch: Callable[[StepRecord], None] | 
             return _finished(run) if run.was_done else _Training(request, world, run).go(watch)
     finally:
         stop_world(world)
+
+
+def clips_of(
+    workspace: Path, shards: Sequence[str], recipe: Recipe, *, epochs: float | None = None, steps: int | None = None
+) -> int:
+    """How many clips that many passes over the videos, or that many steps, come to; repeats included.
+
+    Raises:
+        ConfigError: neither or both are given; SetError: the sets cannot be read.
+    """
+    if (epochs is None) == (steps is None):
+        raise ConfigError("The length of a run is given once: --clips, --epochs or --steps.")
+    repeats = recipe.data.repeats
+    if steps is not None:
+        return steps * recipe.optim.batch_videos * recipe.optim.accumulate * repeats
+    assert epochs is not None
+    return round(epochs * repeats * sum(len(source) for source in open_sources(workspace, shards)))
 
 
 def _open_run(request: PretrainRequest) -> RunFolder:

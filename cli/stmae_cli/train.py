@@ -31,6 +31,8 @@ SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, order, c
 InitOption = Annotated[str, typer.Option(help="Weights file, run, or `random` for the untrained encoder.")]
 EvalOption = Annotated[str, typer.Option(help="SET:SPLIT to test on.")]
 TrainShards = Annotated[list[str], typer.Option(help="Labelled sets: SET[:SPLIT][/SELECTION][@WEIGHT].")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one unless given.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run that stands there.")]
 OutOption = Annotated[str | None, typer.Option("--out", help="Name of the run, under runs/ of the workspace.")]
 
 
@@ -84,14 +86,18 @@ def pretrain(
     clips: Annotated[
         int | None, typer.Option(help="Clips to see, repeats included; the recipe's number unless given.")
     ] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the videos, instead of clips.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer updates, instead of clips.")] = None,
     seed: SeedOption = 0,
     workers: WorkersOption = 0,
     checkpoint_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     out: OutOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that stands there.")] = False,
+    resume: ResumeOption = False,
     accept_new_data: Annotated[
         bool, typer.Option("--accept-new-data", help="Resume although a set has changed.")
     ] = False,
+    skip_damaged: Annotated[int, typer.Option(help="Leave out at most this many damaged samples.")] = 0,
+    device: DeviceOption = None,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
@@ -99,10 +105,14 @@ def pretrain(
 
     Example: stmae-train pretrain --shards k400 --recipe mae-st-l16
     """
-    from stmae_train.pretrain import PretrainRequest
+    from stmae_train.pretrain import PretrainRequest, clips_of
     from stmae_train.pretrain import pretrain as run
 
     wanted = _recipe(recipe, changes)
+    if epochs is not None or steps is not None:
+        if clips is not None:
+            raise typer.BadParameter("the length is given once: --clips, --epochs or --steps")
+        clips = clips_of(workspace, shards, wanted, epochs=epochs, steps=steps)
     request = PretrainRequest(
         workspace=workspace,
         shards=tuple(shards),
@@ -114,6 +124,8 @@ def pretrain(
         checkpoint_every=checkpoint_every,
         resume=resume,
         accept_new_data=accept_new_data,
+        skip_damaged=skip_damaged,
+        device=device,
     )
     with console.journal(workspace, "stmae-train pretrain", {"shards": shards, "recipe": wanted.name}):
         result = run(request, watch=lambda record: console.say(str(record)))
@@ -142,6 +154,8 @@ def probe(
     changes: SetOption = None,
     seed: SeedOption = 0,
     workers: WorkersOption = 0,
+    resume: ResumeOption = False,
+    device: DeviceOption = None,
     out: OutOption = None,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
@@ -163,6 +177,8 @@ def probe(
         run_dir=_run_dir(workspace, out, "probe", kind, Path(init).name, f"s{seed}"),
         seed=seed,
         workers=workers,
+        resume=resume,
+        device=device,
     )
     with console.journal(workspace, "stmae-train probe", {"init": init, "kind": kind}):
         metrics = run(request)
@@ -178,6 +194,8 @@ def finetune(
     changes: SetOption = None,
     seed: SeedOption = 0,
     workers: WorkersOption = 0,
+    resume: ResumeOption = False,
+    device: DeviceOption = None,
     out: OutOption = None,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
@@ -198,6 +216,8 @@ def finetune(
         run_dir=_run_dir(workspace, out, "finetune", Path(init).name, f"s{seed}"),
         seed=seed,
         workers=workers,
+        resume=resume,
+        device=device,
     )
     with console.journal(workspace, "stmae-train finetune", {"init": init}):
         metrics = run(request)
