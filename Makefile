@@ -35,7 +35,7 @@ study: setup  ## the same in full, at most 60 minutes on 2 cores: demo/study.htm
 	$(BIN)/stmae-train study report demo --scale study -w demo/study --truth demo/study/truth.json --html demo/study.html --json-to demo/study.json
 
 test: setup  ## the tests, under 20 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not battery"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not battery"
 
 check: setup  ## style and types
 	$(BIN)/ruff format --check .
@@ -43,7 +43,7 @@ check: setup  ## style and types
 	$(BIN)/mypy
 
 battery: setup  ## the long tests: kill storms, fuzz, hostile input
-	$(BIN)/python -m pytest -m battery tests/battery
+	$(BIN)/python -m pytest -m battery
 
 clean:  ## everything that make created
 	rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
