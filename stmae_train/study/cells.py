@@ -48,8 +48,6 @@ class PlannedArm:
     data: tuple[DataFacts, ...]
     shards: tuple[str, ...]
     """References as the trainer reads them, weights included."""
-    identity: tuple[str, ...]
-    """The same as part of a cell's id: without what tells versions of one selection apart, which its digest does."""
 
     @property
     def name(self) -> str:
@@ -84,7 +82,7 @@ def expand_cells(
                     facts: dict[str, Any] = {
                         "what": "pretrain",
                         "recipe": _pretraining_text(recipe, clips),
-                        "data": [(*each.digests, ref) for each, ref in zip(arm.data, arm.identity, strict=True)],
+                        "data": [(*each.digests, ref) for each, ref in zip(arm.data, arm.shards, strict=True)],
                     }
                     trained = _cell(facts, arm, scale, clips, seed, "", "", version, folder)
                     cells.append(trained)

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from stmae_data.errors import SelectionError
 from stmae_data.records import SetRef
 from stmae_train.config import Recipe, override_values
 from stmae_train.errors import StudyError
@@ -181,30 +180,23 @@ def make_plan(
 
 def _resolve_arm(study: StudyFile, workspace: Path, spec: ArmSpec, doors: Doors) -> PlannedArm:
     if spec.data is None or spec.unavailable is not None:
-        return PlannedArm(spec, (), (), ())
+        return PlannedArm(spec, (), ())
     data = study.data_named(spec.data)
-    references, names = data.shards, data.shards
+    references = data.shards
     if data.source is not None:
-        references = (_select(study, workspace, data, doors),)
-        # Its digest says what a selection holds; a second name for a new version of it is no part of a cell's id.
-        names = (f"{references[0].partition('/')[0]}/{study.name}-{data.name}",)
+        options = {"source": data.source, **data.select}
+        name = _selection_name(study, workspace, data, doors)
+        references = (doors.make_selection(workspace, name, options),)
     refs = [SetRef.parse(reference) for reference in references]
-    return PlannedArm(spec, tuple(doors.facts(workspace, ref) for ref in refs), tuple(references), tuple(names))
+    return PlannedArm(spec, tuple(doors.facts(workspace, ref) for ref in refs), tuple(references))
 
 
-def _select(study: StudyFile, workspace: Path, data: DataSpec, doors: Doors) -> str:
-    """Make or reuse a selection; where its name stands for another choice already, under a name with a hash."""
-    options, name = {"source": data.source, **data.select}, f"{study.name}-{data.name}"
-    try:
-        return doors.make_selection(workspace, name, options)
-    except SelectionError:
-        if not (workspace / "selections" / f"{name}.json").is_file():
-            raise
-    # Selections never change: another condition, or another version of a set, is another selection.
+def _selection_name(study: StudyFile, workspace: Path, data: DataSpec, doors: Doors) -> str:
+    """A name of its own for every choice from every version of the sets: a selection never changes."""
     others = [str(data.select[key]) for key in ("hashtags_of", "minus", "like") if key in data.select]
     digests = [doors.facts(workspace, SetRef.parse(text)).digests for text in (str(data.source), *others)]
-    text = json.dumps([options, digests], sort_keys=True)
-    return doors.make_selection(workspace, f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}", options)
+    text = json.dumps([data.source, dict(data.select), digests], sort_keys=True)
+    return f"{study.name}-{data.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def _task_recipe(base: Recipe, task: TaskSpec, doors: Doors) -> Recipe:

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from stmae_data.errors import SelectionError
 from stmae_train.errors import ConfigError, StudyError
-from stmae_train.study.doors import DataFacts
 from stmae_train.study.plan import make_plan, parse_only, plan_csv, study_plan
 from stmae_train.study.studyfile import parse_study, read_study
 
@@ -118,6 +116,8 @@ def test_a_set_that_changed_gives_its_arms_new_ids(study_text: str, world: Any) 
     world.facts = newer
     after = ids(world, study_text)
     assert {key[0] for key in before if before[key] != after[key]} == {"web"}
+    # The selection has another name too: selections never change.
+    assert len({call for call in world.calls if call.startswith("select")}) == 2
 
 
 def test_an_unknown_recipe_key_is_refused_while_planning(study_text: str, world: Any) -> None:
@@ -151,8 +151,9 @@ def test_leak_action_fail_stops_the_plan(study_text: str, world: Any) -> None:
 
 def test_selections_are_made_by_plan_under_the_study_s_name(study_file: Path, world: Any) -> None:
     plan = study_plan(study_file, world.workspace, doors=world.doors())
-    assert world.calls == ["select tiny-web"]
-    assert plan.arm("web").shards == ("web:train/tiny-web",)
+    (call,) = world.calls
+    assert re.fullmatch(r"select tiny-web-[0-9a-f]{8}", call)
+    assert plan.arm("web").shards == (f"web:train/{call.removeprefix('select ')}",)
     assert plan.arm("web").num_clips == 1200
 
 
@@ -188,28 +189,3 @@ def test_a_scale_chooses_its_seeds_lengths_and_arms(study_text: str, world: Any)
     assert {cell.id for cell in small.cells} & {cell.id for cell in big.cells}
     with pytest.raises(StudyError, match="has no scale 'huge'; wanted one of demo, big"):
         make_plan(study, world.workspace, scale="huge", doors=world.doors())
-
-
-def test_a_selection_s_name_that_is_taken_gets_a_hash_and_no_other_cells(study_file: Path, world: Any) -> None:
-    before = study_plan(study_file, world.workspace, doors=world.doors())
-    plain = world.make_selection
-
-    def taken(workspace: Path, name: str, options: Any) -> str:
-        if name == "tiny-web":
-            raise SelectionError("stands for another choice")
-        found: str = plain(workspace, name, options)
-        return found
-
-    world.make_selection = taken
-    with pytest.raises(SelectionError):  # it is not the name that is wrong
-        study_plan(study_file, world.workspace, doors=world.doors())
-    (world.workspace / "selections").mkdir()
-    (world.workspace / "selections" / "tiny-web.json").write_text("{}")
-    world.facts = lambda workspace, ref: DataFacts(
-        str(ref), f"digest-{ref.set_name}", "sel-tiny-web" if ref.selection else None, 9
-    )
-    plan = study_plan(study_file, world.workspace, doors=world.doors())
-    assert re.fullmatch(r"web:train/tiny-web-[0-9a-f]{8}", plan.arm("web").shards[0])
-    assert {cell.id for cell in plan.cells if cell.arm == "web"} == {
-        cell.id for cell in before.cells if cell.arm == "web"
-    }
