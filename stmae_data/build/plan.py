@@ -171,7 +171,7 @@ def _lay_out(rows: Iterable[SourceRow], manifest: Manifest, seed: int, plan: Pla
         row_id = row_id_of(row)
         splits[row.split].append((plan_key(seed, row.clip_id or row_id), row_id, row))
     for split, entries in sorted(splits.items()):
-        entries.sort(key=lambda entry: entry[:2])
+        entries.sort(key=lambda entry: entry[0])  # stable: of equal clips the first source comes first
         per_shard = _rows_per_shard([row for _, _, row in entries], manifest)
         number = sum(1 for name in plan.shards if name.rpartition("-")[0] == split) if plan else 0
         shard_rows: list[dict[str, Any]] = []

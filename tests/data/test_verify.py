@@ -88,10 +88,9 @@ def test_a_set_that_does_not_exist_is_named(workspace: Path) -> None:
 
 def _seal_change(change: Callable[[dict[str, object]], None]) -> Callable[[Path], None]:
     def damage(folder: Path) -> None:
-        path = folder / "meta" / "set.json"
-        document = json.loads(path.read_text())
+        document = json.loads((folder / "meta" / "set.json").read_text())
         change(document)
-        path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        sets.write_seal(folder, document)
 
     return damage
 
@@ -193,8 +192,7 @@ def _not_a_table(path: str) -> Callable[[Path], None]:
                     line["ledger_sha256"] = own
         if path == "meta/plan.parquet":
             document["created_from"]["plan_sha256"] = own
-        text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        (folder / "meta" / "set.json").write_text(text)
+        sets.write_seal(folder, document)
 
     return damage
 
@@ -459,7 +457,7 @@ def test_deep_compares_the_fast_reader_with_a_whole_decode(
     sets.reseal(folder)
     document = json.loads((folder / "meta" / "set.json").read_text())
     document["recipe"]["layout"] = layout
-    (folder / "meta" / "set.json").write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    sets.write_seal(folder, document)
     report = _verify(folder, quick=True, deep=True)
     assert report.codes == codes, report.damages
 

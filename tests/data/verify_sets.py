@@ -92,6 +92,15 @@ def seal(folder: Path, infos: list[Any], *, name: str, counts: dict[str, Any]) -
     )
 
 
+def write_seal(folder: Path, document: dict[str, Any]) -> None:
+    """Write a changed `set.json` as if it had been sealed so: what it says is wrong, its own sha256 is right."""
+    document.pop("seal_sha256", None)
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    document["seal_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    (folder / "meta" / "set.json").write_text(text)
+
+
 def reseal(folder: Path) -> None:
     """Seal what stands there now, whatever it is: damage below then shows by itself."""
     document = json.loads((folder / "meta" / "set.json").read_text())
