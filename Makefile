@@ -42,6 +42,9 @@ check: setup  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+bench: setup  ## the benchmarks, a JSON line each
+	for bench in tests/bench/bench_*.py; do echo "$$bench"; $(BIN)/python "$$bench" || exit 1; done
+
 battery: setup  ## the long tests: kill storms, fuzz, hostile input
 	$(BIN)/python -m pytest -m battery
 
