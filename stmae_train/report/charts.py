@@ -90,13 +90,14 @@ def line_chart(
     named = [line for line in lines if not line.is_faint]
     label_px = max((len(line.name) for line in named), default=0) * _CHARACTER_PX + 22
     left, right, top, bottom = 54.0, width - label_px, 26.0, height - 44.0
-    x_ticks = nice_ticks(0, max((x for line in lines if not line.is_level for x, _ in line.points), default=1.0))
+    x_end = max((x for line in lines if not line.is_level for x, _ in line.points), default=1.0) or 1.0
+    x_ticks = [tick for tick in nice_ticks(0, x_end) if tick <= x_end]
     values = [y for line in lines for _, y in line.points] + [end for line in lines for bar in line.bars for end in bar]
     y_ticks = nice_ticks(*(y_range or (min(values, default=0.0), max(values, default=1.0))))
 
     def at(x: float, y: float) -> tuple[float, float]:
         share = (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
-        return left + (right - left) * x / x_ticks[-1], bottom - (bottom - top) * min(1.0, max(0.0, share))
+        return left + (right - left) * x / x_end, bottom - (bottom - top) * min(1.0, max(0.0, share))
 
     parts = [_text(left - 44, 13, y_label, fill=_SOFT)]
     for tick in y_ticks:

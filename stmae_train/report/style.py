@@ -70,6 +70,8 @@ tbody th small { display: block; }
 .ok { color: var(--good); font-weight: 600; } .bad { color: var(--bad); font-weight: 600; }
 .pill { display: inline-block; padding: 1px 10px; border-radius: 20px; background: var(--rail); font-size: 12.5px; font-weight: 560; }
 .pill.better { background: var(--main-soft); }
+.narrow { max-width: 620px; }
+.tight td, .tight th { white-space: nowrap; }
 .pairs { margin: 0; font-size: 14px; }
 .pairs div { display: grid; grid-template-columns: 170px minmax(0, 1fr); gap: 14px; padding: 6px 0; border-bottom: 1px solid var(--line); }
 .pairs div:last-child { border-bottom: 0; }

@@ -73,7 +73,7 @@ class PictureJob:
     shards: str
     out: Path
     ratios: tuple[float, ...]
-    count: int = 2
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Doors:
         make_selection: (workspace, name, options) to the reference of the immutable selection.
         pretrain: trains and returns the path of the final weights.
         run_task: probes or fine-tunes and returns the metrics.
-        draw_pictures: writes PNGs and, last, `captions.json` into a run's `pictures/`.
+        draw_pictures: writes PNGs and, last, `captions.json` into a folder.
     """
 
     recipe: Callable[[str], Recipe]

@@ -19,7 +19,7 @@ from stmae_train.study.template import TEMPLATE
 
 __all__ = ["render_study", "versions"]
 
-MAX_PICTURES = 12
+MAX_PICTURES = 24
 _PACKAGES = ("stmae", "torch", "numpy", "scipy", "duckdb", "av")
 
 
@@ -130,7 +130,7 @@ def _rows(results: StudyResults, tasks: list[str]) -> list[dict[str, Any]]:
                 "name": name,
                 "data": described,
                 "color": colors[arm.name],
-                "videos": videos,
+                "videos": human_count(float(videos)) if videos.isdigit() else videos,
                 "clips": human_count(arm.num_clips) if arm.data else clips,
                 "seen": human_count(float(seen)) if seen.isdigit() else seen,
                 "repeats": repeats,

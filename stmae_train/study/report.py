@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stmae_train.runlog import commit
-from stmae_train.study.doors import Doors
+from stmae_train.runlog import commit, runs_status
+from stmae_train.study.doors import Doors, standard_doors
 from stmae_train.study.evidence import Evidence, gather_evidence, stage_seconds
 from stmae_train.study.figures import draw_figures
 from stmae_train.study.page import render_study, versions
 from stmae_train.study.plan import study_plan
-from stmae_train.study.results import StudyResults, collect
+from stmae_train.study.results import StudyResults, collect, finished_scale
+from stmae_train.study.run import draw_pictures
 from stmae_train.study.tables import study_tables
 
 __all__ = ["StudyReport", "study_json", "study_report", "summary_json"]
@@ -58,7 +59,12 @@ def study_report(
     Raises:
         StudyError: nothing is done yet, or scores do not fit each other.
     """
+    doors = doors or standard_doors()
     plan = study_plan(file, workspace, doors=doors)
+    scale = scale or finished_scale(plan)
+    for cell in plan.cells:
+        if cell.scale == scale and runs_status(cell.folder) == "done":
+            draw_pictures(plan, cell, doors)
     results = collect(plan, scale=scale)
     evidence = gather_evidence(workspace, truth) if truth is not None else None
     seconds = stage_seconds(workspace)

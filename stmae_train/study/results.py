@@ -90,7 +90,7 @@ class ArmCost:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A PNG that a run left in its `pictures/`."""
+    """A reconstruction of a test clip, in a run's `pictures/test/`."""
 
     arm: str
     seed: int
@@ -187,7 +187,7 @@ def collect(plan: StudyPlan, *, scale: str | None = None) -> StudyResults:
         pictures=tuple(
             Picture(cell.arm, cell.seed, cell.clips, path)
             for cell in trained
-            for path in sorted((cell.folder / "pictures").glob("*.png"))
+            for path in sorted((cell.folder / "pictures" / "test").glob("*.png"))
         ),
         videos=_videos(trained),
         best={task.name: best for task in plan.file.tasks if (best := _best(plan, scale, task.name, arms, scores))},

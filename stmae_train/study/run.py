@@ -19,7 +19,17 @@ from stmae_train.runlog import commit, runs_status
 from stmae_train.study.doors import Doors, PictureJob, PretrainJob, TaskJob, standard_doors
 from stmae_train.study.plan import Cell, StudyPlan, plan_csv, study_plan
 
-__all__ = ["CellEvent", "RunSummary", "cell_hours", "cell_state", "run_plan", "study_run", "study_status", "write_plan"]
+__all__ = [
+    "CellEvent",
+    "RunSummary",
+    "cell_hours",
+    "cell_state",
+    "draw_pictures",
+    "run_plan",
+    "study_run",
+    "study_status",
+    "write_plan",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +138,7 @@ def run_plan(
         if runs_status(cell.folder) == "done":
             outcome = "reused"
             if not dry_run:
-                _draw_pictures(plan, cell, doors)
+                draw_pictures(plan, cell, doors)
         elif dry_run or (cell.needs and runs_status(plan.cell(cell.needs).folder) != "done"):
             outcome = "waiting"
         else:
@@ -136,7 +146,7 @@ def run_plan(
             begun = time.monotonic()
             outcome = _run_cell(plan, cell, doors, workers=workers, checkpoint_every=checkpoint_every, watch=watch)
             if outcome == "done":
-                _draw_pictures(plan, cell, doors)
+                draw_pictures(plan, cell, doors)
                 counts["done"] += 1
                 tell("done", time.monotonic() - begun)
                 continue
@@ -209,23 +219,23 @@ def _run_cell(
     return "done"
 
 
-def _draw_pictures(plan: StudyPlan, cell: Cell, doors: Doors) -> None:
-    """Reconstructions of the first seed's longest pre-training of every arm, once; targets that are no pixels have none."""
+def draw_pictures(plan: StudyPlan, cell: Cell, doors: Doors) -> None:
+    """Draw reconstructions if this cell is the first seed's longest pre-training of its arm and has none yet.
+
+    Models whose target is no pixels have none.
+    """
+    # A run draws its own training clips; a report compares arms on the same held-out ones.
+    folder = cell.folder / "pictures" / "test"
     scale, model = plan.file.scale(cell.scale), plan.recipes[cell.scale, ""].model
     is_shown = cell.is_pretraining and (cell.seed, cell.clips) == (scale.seeds[0], scale.clips[-1])
-    if (
-        not is_shown
-        or not plan.tests
-        or model.target == "hog"
-        or (cell.folder / "pictures" / "captions.json").is_file()
-    ):
+    if not is_shown or not plan.tests or model.target == "hog" or (folder / "captions.json").is_file():
         return
     doors.draw_pictures(
         PictureJob(
             workspace=plan.workspace,
             weights=cell.folder / "weights.safetensors",
             shards=next(iter(plan.tests.values())).reference,
-            out=cell.folder / "pictures",
+            out=folder,
             ratios=tuple(sorted({model.mask_ratio, 0.9})),
         )
     )

@@ -6,7 +6,7 @@ __all__ = ["TEMPLATE"]
 
 TEMPLATE = """
 <header>
-  <p class="kind">Study · {{ scale.name }}</p>
+  <p class="kind">Study · scale “{{ scale.name }}”</p>
   <h1>{{ study.name }}</h1>
   {% if study.question %}<p class="sub">{{ study.question }}</p>{% endif %}
   {% if not results.is_complete %}<p class="alert">{{ results.cells_done }} of {{ results.cells }} cells are done. Arms with missing seeds say "incomplete" and are compared with nothing.</p>{% endif %}
@@ -72,7 +72,7 @@ TEMPLATE = """
 {% if pictures %}
 <section>
   <h2>Reconstructions</h2>
-  <p class="lead">From held-out clips: what went in, what the encoder saw, what the decoder made of it.</p>
+  <p class="lead">The same held-out clip through the longest run of every arm: what went in, what the encoder saw, what the decoder made of it.</p>
   <div class="pictures">
   {% for caption, uri in pictures %}<figure><img src="{{ uri }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
   {% endfor %}</div>
@@ -104,16 +104,15 @@ TEMPLATE = """
 
 <section>
   <h2>Time and cost</h2>
-  <div class="two">
-  {% if stages %}<div><h3>How long each stage took</h3><table><tbody>
-  {% for name, seconds, share in stages %}<tr><th>{{ name }}</th><td style="width:45%"><span class="track"><i style="width:{{ share }}%"></i></span></td><td>{{ seconds | seconds }}</td></tr>
+  {% if stages %}<h3>How long each stage took</h3><table class="narrow tight"><tbody>
+  {% for name, seconds, share in stages %}<tr><th>{{ name }}</th><td style="width:50%"><span class="track"><i style="width:{{ share }}%"></i></span></td><td>{{ seconds | seconds }}</td></tr>
+  {% endfor %}</tbody></table>{% endif %}
+  {% if costs %}<h3>What each arm cost, all seeds and lengths together</h3><div class="wide"><table class="tight">
+  <thead><tr><th>arm</th><th>clips seen</th><th>pre-training</th><th>clips per second</th><th>tasks</th><th>waiting for data</th><th>peak memory</th></tr></thead><tbody>
+  {% for each in costs %}<tr><th>{{ each.arm }}</th><td>{{ each.clips_seen | count }}</td><td>{{ each.pretrain_seconds | seconds if each.clips_seen else "–" }}</td>
+  <td>{{ (each.clips_seen / each.pretrain_seconds) | count if each.pretrain_seconds else "–" }}</td><td>{{ each.task_seconds | seconds }}</td>
+  <td>{{ "%.0f" | format(100 * each.stall_seconds / (each.pretrain_seconds + each.task_seconds)) }} %</td><td>{{ each.peak_memory_bytes | bytes if each.peak_memory_bytes else "–" }}</td></tr>
   {% endfor %}</tbody></table></div>{% endif %}
-  {% if costs %}<div><h3>What each arm cost, all seeds and lengths</h3><div class="wide"><table>
-  <thead><tr><th>arm</th><th>clips seen</th><th>pre-training</th><th>tasks</th><th>waiting for data</th><th>read</th></tr></thead><tbody>
-  {% for each in costs %}<tr><th>{{ each.arm }}</th><td>{{ each.clips_seen | count }}</td><td>{{ each.pretrain_seconds | seconds }}</td><td>{{ each.task_seconds | seconds }}</td>
-  <td>{{ "%.0f" | format(100 * each.stall_seconds / (each.pretrain_seconds + each.task_seconds)) }} %</td><td>{{ each.bytes_read | bytes }}</td></tr>
-  {% endfor %}</tbody></table></div></div>{% endif %}
-  </div>
 </section>
 
 <section>

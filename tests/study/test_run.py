@@ -128,7 +128,7 @@ def test_the_longest_run_of_the_first_seed_is_shown_in_pictures_once(study_file:
     study_run(study_file, world.workspace, doors=world.doors())
     assert len(world.pictures) == 3
     assert {job.shards for job in world.pictures} == {"k400:val"}
-    assert all(0.9 in job.ratios for job in world.pictures)
+    assert all(0.9 in job.ratios and job.out.parts[-2:] == ("pictures", "test") for job in world.pictures)
     study_run(study_file, world.workspace, doors=world.doors())
     assert len(world.pictures) == 3
     (world.pictures[0].out / "captions.json").unlink()  # killed while drawing
