@@ -68,8 +68,9 @@ _NOISE_GAIN: Final = 4096**2 * _SIDE / 2
 MIRROR_MASK: Final = 0xAAAA_AAAA_AAAA_AAAA
 """XOR of each hash word with this is the mirrored picture's hash, up to the few bits by which the median moves."""
 
-_BAR_LEVELS: Final = 3
-"""A bar's pixels stay within this many grey levels of one value in the mean over time, ..."""
+_BAR_LEVELS: Final = (1, 3, 6)
+"""A bar's pixels stay within this many grey levels of one value in the mean over time, ... Tight, because dark content begins close to
+black, and loose, because poor encodes stain bars: the straightest edge is taken."""
 _BAR_SWING: Final = 24
 """... and swing no further over time than codecs ring beside an edge."""
 _LEAST_CONTENT: Final = 16
@@ -208,12 +209,17 @@ def _bar_length(mean: NDArray[np.float64], swing: NDArray[np.uint8]) -> int:
 
     The straight edge tells a bar from a dark surrounding: crops that follow dark content differ from copy to copy (DEDUP §3.2).
     """
-    is_off = (np.abs(mean - np.median(mean[0])) > _BAR_LEVELS) | (swing > _BAR_SWING)  # [64, 64]
-    is_bar = ~is_off.any(axis=1)
-    length = _SIDE if is_bar.all() else int(np.argmin(is_bar))
-    if length == 0 or length + 1 >= _SIDE:
-        return length
-    return length if is_off[length + 1].mean() >= _STRAIGHT_EDGE else 0
+    level = np.abs(mean - np.median(mean[0]))  # [64, 64]
+    best = (_STRAIGHT_EDGE, 0)
+    for most in _BAR_LEVELS:
+        is_off = (level > most) | (swing > _BAR_SWING)
+        is_bar = ~is_off.any(axis=1)
+        length = _SIDE if is_bar.all() else int(np.argmin(is_bar))
+        if length + 1 >= _SIDE:
+            return length
+        if length > 0:
+            best = max(best, (round(float(is_off[length + 1].mean()), 1), length))
+    return best[1]
 
 
 def _edge(frames: NDArray[np.uint8], length: int, *, axis: int) -> float:

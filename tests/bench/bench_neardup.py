@@ -127,7 +127,9 @@ def vpdq_rule(a: Fingerprints, b: Fingerprints) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", nargs="*", type=Path)
-    sources = parser.parse_args().videos or [REAL / name for name in SOURCES]
+    parser.add_argument("--edit", action="append", choices=[*EDITS, "joined"], help="only these")
+    options = parser.parse_args()
+    sources = options.videos or [REAL / name for name in SOURCES]
     if not all(source.is_file() for source in sources):
         sys.exit("The videos are not here; name some on the command line.")
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -135,7 +137,7 @@ def main() -> None:
         jobs = {
             (source.stem, edit): pool.submit(make, source, sources[number - 1], folder, edit)
             for number, source in enumerate(sources)
-            for edit in (*EDITS, "joined")
+            for edit in options.edit or (*EDITS, "joined")
         }
         originals = {source.stem: pool.submit(prints_of, source) for source in sources}
         copies = {key: job.result() for key, job in jobs.items()}
@@ -149,11 +151,11 @@ def main() -> None:
         cell["of"] += 1
         cell["found"] += (stem, edit, stem) in found
         cell["vpdq_rule"] += vpdq_rule(copies[stem, edit], whole[stem])
-    errors = [
-        abs(offset / 1000 - (4 if edit == "joined" else -EDITS[edit][0]))
+    errors = {
+        f"{stem}: {edit}": abs(offset / 1000 - (4 if edit == "joined" else -EDITS[edit][0]))
         for (stem, edit, other), offset in found.items()
         if stem == other and "speed" not in edit
-    ]
+    }
     # A joined copy rightly holds the other clip as well.
     before = {source.stem: sources[number - 1].stem for number, source in enumerate(sources)}
     false = [key for key in found if key[0] != key[2] and not (key[1] == "joined" and before[key[0]] == key[2])]
@@ -172,7 +174,8 @@ def main() -> None:
                 "negative_pairs": len(copies) * (len(whole) - 1),
                 "false": [list(key) for key in false],
                 "missed": missed,
-                "largest_offset_error_seconds": round(max(errors), 3),
+                "largest_offset_error_seconds": round(max(errors.values(), default=0.0), 3),
+                "offsets_beyond_0.15": {name: round(error, 3) for name, error in errors.items() if error > 0.15},
                 "seconds": round(seconds, 2),
             }
         )

@@ -129,3 +129,13 @@ def test_the_table_has_the_columns_of_the_format_and_twice_the_same_bytes(tmp_pa
 def test_a_shard_without_clips_has_an_empty_table(tmp_path: Path) -> None:
     commit_fingerprints(tmp_path / "none.parquet", [])
     assert files.read_table(tmp_path / "none.parquet") == []
+
+
+@pytest.mark.parametrize(("stain", "content"), [(0, 2.6), (4, 120.0)])
+def test_bars_beside_dark_content_and_stained_bars_are_found_to_the_line(stain: int, content: float) -> None:
+    frames = np.full((8, 64, 64), content, np.float64)
+    frames[:, :, 30:50] += 100
+    frames[:, :9] = frames[:, 55:] = 0
+    frames[:, :9, :8] += stain
+    box = find_bars(frames.round().astype(np.uint8))
+    assert box is not None and box[:2] == (9.0, 55.0)
