@@ -88,7 +88,7 @@ def line_chart(
         y_range: lowest and highest y shown; all values unless given.
     """
     named = [line for line in lines if not line.is_faint]
-    label_px = max((len(line.name) for line in named), default=0) * _CHARACTER_PX + 22
+    label_px = max((len(line.name) for line in named), default=0) * _CHARACTER_PX + 30
     left, right, top, bottom = 54.0, width - label_px, 26.0, height - 44.0
     x_end = max((x for line in lines if not line.is_level for x, _ in line.points), default=1.0) or 1.0
     x_ticks = [tick for tick in nice_ticks(0, x_end) if tick <= x_end]
@@ -130,7 +130,7 @@ def line_chart(
             )
     heights = _spread([at(0, line.points[-1][1])[1] for line in named], gap=16.0, low=top, high=bottom)
     for line, y in zip(named, heights, strict=True):
-        parts.append(_text(right + 12, y + 4, line.name, fill=line.color, weight=600))
+        parts.append(_text(right + 20, y + 4, line.name, fill=line.color, weight=600))
     return _svg(parts, width=width, height=height, title=title)
 
 
@@ -138,16 +138,19 @@ def forest_chart(
     rows: Sequence[ForestRow], *, title: str, x_label: str, x_text: Callable[[float], str], width: int = 720
 ) -> Markup:
     """Differences with their intervals around a line at zero, in groups."""
-    label_px = max((len(row.label) for row in rows), default=0) * _CHARACTER_PX + 18
+    label_px = max((max(len(row.label), 1.15 * len(row.group)) for row in rows), default=0) * _CHARACTER_PX + 14
     word_px = max((len(row.word) for row in rows), default=0) * _CHARACTER_PX + 22
     left, right, pitch, top = label_px, width - word_px, 27.0, 10.0
     ends = [end for row in rows for end in (row.low, row.high)]
-    ticks = nice_ticks(min([0.0, *ends]), max([0.0, *ends]))
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    margin = 0.04 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    ticks = [tick for tick in nice_ticks(low, high) if low <= tick <= high]
     groups = list(dict.fromkeys(row.group for row in rows))
     height = top + pitch * len(rows) + sum(30.0 for group in groups if group) + 48.0
 
     def at(x: float) -> float:
-        return left + (right - left) * (x - ticks[0]) / (ticks[-1] - ticks[0])
+        return left + (right - left) * (x - low) / (high - low)
 
     bottom = height - 44.0
     parts = [_rule(at(tick), top, at(tick), bottom, _GRID) for tick in ticks]
@@ -179,17 +182,23 @@ def forest_chart(
 
 
 def _spread(wanted: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:
-    """Heights near the wanted ones with at least `gap` between any two."""
+    """Heights as near to the wanted ones as `gap` between any two allows; crowded ones stand around their common middle."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    placed = [0.0] * len(wanted)
-    floor = low
+    groups: list[list[int]] = []
+
+    def top(group: list[int]) -> float:
+        middle = sum(wanted[index] for index in group) / len(group)
+        first = middle - gap * (len(group) - 1) / 2
+        return max(low, min(first, high - gap * (len(group) - 1)))
+
     for index in order:
-        placed[index] = max(wanted[index], floor)
-        floor = placed[index] + gap
-    ceiling = high
-    for index in reversed(order):
-        placed[index] = min(placed[index], ceiling)
-        ceiling = placed[index] - gap
+        groups.append([index])
+        while len(groups) > 1 and top(groups[-2]) + gap * len(groups[-2]) > top(groups[-1]):
+            groups[-2:] = [groups[-2] + groups[-1]]
+    placed = [0.0] * len(wanted)
+    for group in groups:
+        for number, index in enumerate(group):
+            placed[index] = top(group) + gap * number
     return placed
 
 

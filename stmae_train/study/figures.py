@@ -50,10 +50,17 @@ def draw_figures(results: StudyResults) -> dict[str, Markup]:
                 y_label="top-1 accuracy, %",
                 x_text=short_count,
                 y_text=lambda value: f"{value:g}",
+                y_range=_readable_range([100 * each.score.mean for each in shown if each.score is not None]),
             )
     if results.losses:
         figures["loss"] = _loss_chart(results, colors)
     return figures
+
+
+def _readable_range(means: list[float]) -> tuple[float, float]:
+    """Per cent around the means: a few seeds can give an interval so wide that nothing else could be read."""
+    margin = max(3.0, 0.6 * (max(means) - min(means)))
+    return max(0.0, min(means) - margin), min(100.0, max(means) + margin)
 
 
 def _accuracy_line(arm: str, results: list[ArmResult], color: str) -> Line:

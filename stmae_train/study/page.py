@@ -10,6 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from stmae_train.report import human_count, human_seconds, picture_uri, render_page, short_count
+from stmae_train.study.cells import PlannedArm
 from stmae_train.study.doors import LeakCounts
 from stmae_train.study.evidence import Evidence
 from stmae_train.study.figures import arm_colors, draw_figures
@@ -121,8 +122,8 @@ def _rows(results: StudyResults, tasks: list[str]) -> list[dict[str, Any]]:
     for arm in results.plan.arms:
         if arm.name not in texts:
             continue
-        name, data, videos, clips, seen, repeats = texts[arm.name][:6]
-        described = arm.spec.unavailable or (data if arm.data else "no pre-training, random encoder")
+        name, _, videos, clips, seen, repeats = texts[arm.name][:6]
+        described = arm.spec.unavailable or (_described(arm) if arm.data else "no pre-training, random encoder")
         if arm.spec.init not in (None, "random"):
             described = f"starts from {arm.spec.init}"
         rows.append(
@@ -138,6 +139,11 @@ def _rows(results: StudyResults, tasks: list[str]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _described(arm: PlannedArm) -> str:
+    """What an arm reads; the name of a selection is long and stands with its digest at the end of the page."""
+    return ", ".join(f"selected from {text.partition('/')[0]}" if "/" in text else text for text in arm.shards)
 
 
 def _cell(results: StudyResults, result: ArmResult | None) -> dict[str, Any]:
@@ -163,6 +169,13 @@ def _notes(results: StudyResults) -> list[str]:
     if any(each.tainted for each in results.arms) and results.plan.file.leaks.action != "report":
         notes.append(
             "A tainted arm is shown as n/a†, and compared with nothing: its score would measure memory, not learning."
+        )
+    if any(
+        each.verdict == "not told apart" and each.comparison.low * each.comparison.high > 0 for each in results.pairs
+    ):
+        notes.append(
+            "Intervals stand for one pair alone, verdicts for all pairs of a task together (Holm): an interval may leave zero out "
+            "and its pair still be not told apart."
         )
     if results.best:
         notes.append("Green scores are the best of their column and told apart from the second best.")

@@ -60,7 +60,7 @@ def study_report(
         StudyError: nothing is done yet, or scores do not fit each other.
     """
     doors = doors or standard_doors()
-    plan = study_plan(file, workspace, doors=doors)
+    plan = study_plan(file, workspace, scale=scale, doors=doors)
     scale = scale or finished_scale(plan)
     for cell in plan.cells:
         if cell.scale == scale and runs_status(cell.folder) == "done":

@@ -55,7 +55,7 @@ TEMPLATE = """
 {% if curves %}
 <section>
   <h2>Accuracy against clips seen</h2>
-  <p class="lead">Bars are {{ confidence }} intervals of single arms; differences between arms are sharper, because seeds and test clips are shared. Every point is a pre-training of its own length with its whole learning-rate schedule, not a checkpoint of a longer one.</p>
+  <p class="lead">Bars are {{ confidence }} intervals of single arms; differences between arms are sharper, because seeds and test clips are shared. Every point is a pre-training of its own length with its whole learning-rate schedule, not a checkpoint of a longer one. The bars of few seeds may run out of the picture.</p>
   {% for title, chart in curves %}<figure class="chart"><figcaption><b>{{ title }}</b></figcaption>{{ chart }}</figure>
   {% endfor %}
 </section>
