@@ -21,6 +21,7 @@ from stmae_data.shards import (
     ShardSet,
     commit_ledger,
     commit_shard,
+    count_outcomes,
     fingerprint_path,
     iterate_tar,
     ledger_path,
@@ -369,16 +370,8 @@ def _seal(folder: Path, seal: dict[str, Any], intent: dict[str, Any], names: Seq
         version=int(intent["version_after"]),
         created_from=seal["created_from"],
         recipe=seal["recipe"],
-        counts=_counts([ledger_path(folder, name) for name in names]),
+        counts=count_outcomes([ledger_path(folder, name) for name in names]),
         parents=[intent["parent"]] if "source" in intent else seal["parents"],
         versions=seal["versions"],
         extra={**{key: value for key, value in seal.items() if key not in said}, "rewritten_by": intent["run_id"]},
     )
-
-
-def _counts(ledgers: Sequence[Path]) -> dict[str, Any]:
-    query = "SELECT outcome, reason, count(*) AS n FROM book GROUP BY ALL ORDER BY ALL"
-    rows = files.read_table(ledgers, query)
-    kinds = {kind: sum(row["n"] for row in rows if row["outcome"] == kind) for kind in ("written", "dropped", "failed")}
-    reasons = {row["reason"]: row["n"] for row in rows if row["reason"] is not None}
-    return {"planned": sum(kinds.values()), **kinds, "reasons": reasons}

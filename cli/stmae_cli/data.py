@@ -1,5 +1,6 @@
 """`stmae-data`: from video files to verified shard sets. Each command parses, calls one function, prints."""
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,6 +150,10 @@ def leaks(
     train: Annotated[list[str], typer.Argument(help="Training sets, selections or bare annotation tables.")],
     against: Annotated[list[str], typer.Option(help="Evaluation sets (SET:SPLIT) or bare annotation tables.")],
     level: Annotated[list[str] | None, typer.Option(help="bytes, stream, id, video, overlap, content.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="TOML file with thresholds.")] = None,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Write decisions and take the leaking clips out of the training sets.")
+    ] = False,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
@@ -158,12 +163,22 @@ def leaks(
     """
     from stmae_data.dedup import leaks as run
 
-    report = run(workspace, tuple(train), tuple(against), levels=tuple(level) if level else None)
+    written = console.journal(workspace, "stmae-data leaks", {"train": train, "against": against, "fix": fix})
+    with written if fix else contextlib.nullcontext(), console.progress() as progress:
+        report = run(
+            workspace,
+            tuple(train),
+            tuple(against),
+            levels=tuple(level) if level else None,
+            policy=policy,
+            fix=fix,
+            progress=progress,
+        )
     if is_json:
         console.print_json(report.as_json())
     console.table("Leaks: distinct training clips / distinct evaluation clips", *report.as_table(), is_json=is_json)
     console.done(report.closing_line(), None, is_json=is_json)
-    raise typer.Exit(3 if report.has_findings else 0)
+    raise typer.Exit(3 if report.has_findings and report.fixed is None else 0)
 
 
 @console.command(app, "select")
@@ -181,6 +196,9 @@ def select(
     share: Annotated[float | None, typer.Option(help="This share, in (0, 1].")] = None,
     hours: Annotated[float | None, typer.Option(help="This many hours of video.")] = None,
     minus: Annotated[str | None, typer.Option(help="Leave out the clips of this reference.")] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Match the class shares (or the durations) of this reference.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Smaller selections of one seed are inside larger ones.")] = 0,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
@@ -204,6 +222,7 @@ def select(
             share=share,
             hours=hours,
             minus=SetRef.parse(minus) if minus else None,
+            like=SetRef.parse(like) if like else None,
             seed=seed,
         )
     if is_json:

@@ -1,12 +1,15 @@
 """`stmae-train study`: plan, run and report studies."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stmae_cli import console
 from stmae_cli.console import JsonFlag, WorkspaceOption
+
+if TYPE_CHECKING:
+    from stmae_train.study import CellEvent
 
 __all__ = ["study_app"]
 
@@ -58,6 +61,20 @@ def study_plan(
     console.table(
         f"Study {plan.name}: {len(rows)} cells", ["id", "arm", "task", "clips", "seed"], rows, is_json=is_json
     )
+    shared = [
+        [leak.arm, leak.train, leak.test, leak.num_evaluation_clips, ", ".join(leak.not_comparable)]
+        for leak in plan.leaks
+    ]
+    console.table("Leaks", ["arm", "train", "test", "leaked test clips", "not comparable"], shared, is_json=is_json)
+    smallest = [
+        [scale.name, task.name, f"{100 * plan.detectable(scale.name, task.name):.1f}"]
+        for scale in plan.scales
+        for task in plan.file.tasks
+        if scale.name in task.scales
+    ]
+    console.table(
+        "Smallest difference found with 80 % power", ["scale", "task", "points of top-1"], smallest, is_json=is_json
+    )
 
 
 @console.command(study_app, "run")
@@ -77,7 +94,18 @@ def study_run(
     from stmae_train.study import parse_only
     from stmae_train.study import study_run as run
 
-    with console.journal(workspace, "stmae-train study run", {"file": file, "scale": scale}):
+    label = ""
+
+    def tell(event: "CellEvent") -> None:
+        nonlocal label
+        label = f"{event.cell.arm} {event.cell.task or 'pretrain'} s{event.cell.seed}"
+        progress.close()
+        console.say(str(event))
+
+    with (
+        console.journal(workspace, "stmae-train study run", {"file": file, "scale": scale}),
+        console.progress() as progress,
+    ):
         summary = run(
             _study_file(file),
             workspace,
@@ -85,7 +113,8 @@ def study_run(
             only=parse_only(only or []),
             workers=workers,
             dry_run=dry_run,
-            on_event=lambda event: console.say(str(event)),
+            on_event=tell,
+            watch=lambda record: progress(label, record.step, record.steps),
         )
     if is_json:
         console.print_json(

@@ -181,7 +181,7 @@ def probe(
         device=device,
     )
     with console.journal(workspace, "stmae-train probe", {"init": init, "kind": kind}):
-        metrics = run(request)
+        metrics = run(request, watch=lambda record: console.say(str(record)))
     _show_metrics(metrics, request.run_dir, is_json=is_json)
 
 
@@ -220,7 +220,7 @@ def finetune(
         device=device,
     )
     with console.journal(workspace, "stmae-train finetune", {"init": init}):
-        metrics = run(request)
+        metrics = run(request, watch=lambda record: console.say(str(record)))
     _show_metrics(metrics, request.run_dir, is_json=is_json)
 
 

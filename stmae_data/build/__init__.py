@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from stmae_data.engines import run_tasks
 from stmae_data.errors import SetError, SourceError
 from stmae_data.manifest import Manifest
 from stmae_data.records import set_folder
-from stmae_data.shards import ShardInfo, ledger_path, seal_set, shard_info
+from stmae_data.shards import ShardInfo, count_outcomes, ledger_path, seal_set, shard_info
 from stmae_data.sources import rows_for
 
 __all__ = ["BuildReport", "BuildRequest", "build"]
@@ -230,20 +229,6 @@ def _next_version(previous: dict[str, Any] | None, shards: Sequence[ShardInfo]) 
     known = {line["name"]: line["ledger_sha256"] for split in previous["splits"].values() for line in split["shards"]}
     is_same = known == {shard.name: shard.ledger_sha256 for shard in shards}
     return int(previous["version"]) + (0 if is_same else 1)
-
-
-def count_outcomes(ledgers: Sequence[Path]) -> dict[str, Any]:
-    """planned, written, dropped, failed and reasons {code: n} over ledgers."""
-    query = "SELECT outcome, coalesce(reason, '') AS reason, count(*) AS n FROM book GROUP BY ALL ORDER BY ALL"
-    rows = files.read_table(ledgers, query)
-    outcomes: Counter[str] = Counter()
-    reasons: dict[str, int] = {}
-    for row in rows:
-        outcomes[row["outcome"]] += row["n"]
-        if row["reason"]:
-            reasons[row["reason"]] = reasons.get(row["reason"], 0) + row["n"]
-    kinds = {kind: outcomes[kind] for kind in ("written", "dropped", "failed")}
-    return {"planned": sum(kinds.values()), **kinds, "reasons": reasons}
 
 
 def _no_counts(planned: int) -> dict[str, Any]:

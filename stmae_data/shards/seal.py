@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,17 @@ def shard_name(split: str, number: int) -> str:
 def ledger_path(folder: Path, name: str) -> Path:
     """Where the ledger of shard `name` stands; its appearance is the shard's commit."""
     return folder / "meta" / "ledger" / f"{name}.parquet"
+
+
+def count_outcomes(ledgers: Sequence[Path]) -> dict[str, Any]:
+    """planned, written, dropped, failed and reasons {code: n} over ledgers."""
+    query = "SELECT outcome, reason, count(*) AS n FROM book GROUP BY ALL ORDER BY ALL"
+    kinds, reasons = dict.fromkeys(("written", "dropped", "failed"), 0), Counter[str]()
+    for row in files.read_table(ledgers, query):
+        kinds[row["outcome"]] += row["n"]
+        if row["reason"] is not None:
+            reasons[row["reason"]] += row["n"]
+    return {"planned": sum(kinds.values()), **kinds, "reasons": dict(reasons)}
 
 
 def fingerprint_path(folder: Path, name: str) -> Path:

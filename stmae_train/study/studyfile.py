@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 KINDS = ("finetune", "linear", "attentive", "knn", "detect")
-ACTIONS = ("mark", "drop", "fail", "report")
+ACTIONS = ("mark", "fail", "report")
 
 
 @dataclass(frozen=True, slots=True)

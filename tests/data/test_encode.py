@@ -415,7 +415,7 @@ NUM_FRAMES = {
     "sine_stereo_mp2.mpg": 100,
     "test_video_66x50.mov": 82,
 }
-"""As counted by decoding each file whole with another program; the rest are testsrc clips of whole seconds."""
+"""Frames of each file as this program decodes it, so that a change shows; the rest are testsrc clips of whole seconds."""
 
 
 def test_real_files_end_as_a_person_would_say(shared_dir: Path) -> None:

@@ -35,7 +35,7 @@ def draw(
 
 @pytest.mark.parametrize(("seeds", "seed_sd"), [(1, 0.0), (2, 0.3), (3, 0.0), (3, 0.3)])
 def test_studies_without_a_difference_find_one_in_at_most_alpha_of_the_runs(seeds: int, seed_sd: float) -> None:
-    generator, alarms, studies = rng(11), 0, 200
+    generator, alarms, studies = rng(), 0, 600
     for _ in range(studies):
         arms = draw(generator, seeds=seeds, videos=150, arms=3, seed_sd=seed_sd)
         scatter = seed_scatter(arms)
@@ -43,15 +43,16 @@ def test_studies_without_a_difference_find_one_in_at_most_alpha_of_the_runs(seed
         adjusted = holm([each.p for each in found])
         words = [verdict(each.delta, p) for each, p in zip(found, adjusted, strict=True)]
         alarms += any(word != "not told apart" for word in words)
-    assert alarms <= 0.05 * studies
+    # Three standard errors of a share of 0.05: what a test that keeps its word shows whatever the seed.
+    assert alarms <= (0.05 + 3 * (0.05 * 0.95 / studies) ** 0.5) * studies
 
 
 def test_a_single_pair_without_pooling_stays_quiet_too() -> None:
-    generator, alarms, studies = rng(7), 0, 200
+    generator, alarms, studies = rng(), 0, 600
     for _ in range(studies):
         arm, baseline = draw(generator, seeds=3, videos=150, arms=2, seed_sd=0.3)
         alarms += compare(arm, baseline, generator=generator).p < 0.05
-    assert alarms <= 0.05 * studies
+    assert alarms <= (0.05 + 3 * (0.05 * 0.95 / studies) ** 0.5) * studies
 
 
 def test_a_real_gain_is_told_apart() -> None:
