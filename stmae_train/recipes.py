@@ -319,7 +319,7 @@ def demo() -> Recipe:
         data=DataConfig(num_frames=8, crop_px=32, crop_area=(0.5, 1.0), flip=False, repeats=4, eval_views=(3, 1)),
         optim=OptimConfig(
             batch_videos=8,
-            total_clips=45_000,
+            total_clips=60_000,
             base_lr=2e-3,
             lr_rule="absolute",
             warmup_share=0.1,
@@ -328,9 +328,10 @@ def demo() -> Recipe:
         ),
         probe=ProbeConfig(
             batch_videos=64,
-            epochs=60,
-            lr_grid=(1e-3, 3e-3),
-            weight_decay_grid=(0.05,),
+            epochs=150,
+            lr_grid=(1e-3, 3e-3, 1e-2),
+            weight_decay_grid=(0.05, 0.5),
+            select_share=0.2,
             warmup_share=0.1,
             attentive_heads=4,
             train_views=4,
