@@ -25,6 +25,7 @@ __all__ = [
     "append_line",
     "commit_bytes",
     "commit_json",
+    "commit_part",
     "commit_table",
     "committing",
     "connect",
@@ -118,6 +119,22 @@ def commit_bytes(path: Path, data: bytes, *, point: str) -> None:
     """Write `data` to `path` whole or not at all."""
     with committing(path, point=point) as stream:
         stream.write(data)
+
+
+def commit_part(part: Path, path: Path, *, point: str) -> None:
+    """Put a finished file that grew beside its place, on the same file system, under its final name; fault points as `committing`."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(part, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fault_point(f"{point}.fsync")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        fault_point(f"{point}.rename")
+        part.replace(path)
+        _sync_folder(path.parent)
+        fault_point(f"{point}.done")
 
 
 def commit_json(path: Path, value: Any, *, point: str) -> None:

@@ -48,7 +48,8 @@ class SplitSource:
     """Where one split of a release comes from.
 
     `words` are the names this split goes by in tables and folders (`val`, `validate`). `annotations` and `archives` are absolute
-    paths or URLs; a URL in `archives` that ends in `.txt` lists further URLs, one per line; `replacements` come after them.
+    paths or URLs; a URL in `archives` that ends in `.txt` lists further URLs or names, one per line, and `{0..39}` in one stands for
+    these numbers; `replacements` come after them.
     """
 
     name: str
@@ -56,6 +57,8 @@ class SplitSource:
     annotations: tuple[str, ...] = ()
     archives: tuple[str, ...] = ()
     replacements: tuple[str, ...] = ()
+    archives_below: str | None = None
+    """Where the bare names of a list stand, a URL; None: beside the list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,14 @@ class Manifest:
     clips_per_shard: int | None = None
     max_duration_error_seconds: float | None = None
     """A clip whose measured duration is further from its annotation is dropped; None only flags it."""
+    base_url: str | None = None
+    """What all URLs of the release begin with; `fetch --base-url` puts a mirror in its place."""
+    archives_by_class: tuple[str, ...] = ()
+    """Splits whose archives are named after one class each, so that `fetch --classes` can choose among them."""
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """Known digests, "sha256:…" or "md5:…", by the part of the URL behind `base_url`."""
+    where: str | None = None
+    """For releases whose files `fetch` may not or cannot bring: one sentence that says where to get them."""
 
     def split(self, name: str) -> SplitSource:
         """The split called `name` or by one of its words.
@@ -169,10 +180,21 @@ _TOP = {
     "shard_bytes": "int",
     "clips_per_shard": "int",
     "max_duration_error_seconds": "float",
+    "base_url": "str",
+    "archives_by_class": "list",
+    "where": "str",
     "splits": "table",
     "labels": "table",
+    "checksums": "table",
 }
-_SPLIT_KEYS = {"words": "list", "annotations": "list", "archives": "list", "replacements": "list"}
+_SPLIT_KEYS = {
+    "words": "list",
+    "annotations": "list",
+    "archives": "list",
+    "archives_below": "str",
+    "replacements": "list",
+}
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|md5:[0-9a-f]{32}")
 _LABEL_KEYS = {"names": "list", "synonyms": "table"}
 
 
@@ -245,6 +267,9 @@ def _parse(data: bytes, *, where: str, path: Path | None) -> Manifest:
         labels=labels.texts("names"),
         label_synonyms={label_slug(old): new for old, new in synonyms.items()},
         evaluation_splits=top.texts("evaluation_splits"),
+        archives_by_class=top.texts("archives_by_class"),
+        checksums=_checksums(top.values.get("checksums", {}), where=where),
+        **top.some("base_url", "where"),
         **top.some("title", "homepage", "license", "license_origin", "is_redistributable", "citation", "files", "seed"),
         **top.some("short_side_px", "shard_bytes", "clips_per_shard", "max_duration_error_seconds"),
     )
@@ -268,11 +293,21 @@ def _splits(tables: Mapping[str, Any], *, where: str, path: Path | None) -> tupl
                 annotations=_located(reader.texts("annotations"), where=place, path=path),
                 archives=_located(reader.texts("archives"), where=place, path=path),
                 replacements=_located(reader.texts("replacements"), where=place, path=path),
+                **reader.some("archives_below"),
             )
         )
     if not found:
         raise ManifestError(f"{where} names no split; add at least [splits.train].")
     return tuple(found)
+
+
+def _checksums(values: Mapping[str, Any], *, where: str) -> dict[str, str]:
+    for name, value in values.items():
+        if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+            raise ManifestError(
+                f'{where} [checksums]: {name} is {value!r}, wanted "sha256:" and 64 or "md5:" and 32 small hex digits.'
+            )
+    return dict(values)
 
 
 def _located(locations: Iterable[str], *, where: str, path: Path | None) -> tuple[str, ...]:
@@ -295,8 +330,11 @@ def _check(manifest: Manifest, *, where: str) -> None:
         raise ManifestError(f"{where}: kind is {manifest.kind!r}{near}, wanted one of {', '.join(KINDS)}.")
     if manifest.files not in ("clips", "originals"):
         raise ManifestError(f'{where}: files is {manifest.files!r}, wanted "clips" or "originals".')
-    for name in manifest.evaluation_splits:
+    for name in (*manifest.evaluation_splits, *manifest.archives_by_class):
         manifest.split(name)
+    for location in (manifest.base_url, *(split.archives_below for split in manifest.splits)):
+        if location is not None and not (is_remote(location) and location.endswith("/")):
+            raise ManifestError(f"{where}: {location!r} is no place to fetch from; wanted a URL that ends in /.")
     for key in ("short_side_px", "shard_bytes", "clips_per_shard", "max_duration_error_seconds"):
         value = getattr(manifest, key)
         if value is not None and value <= 0:
