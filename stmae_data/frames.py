@@ -328,8 +328,13 @@ def _foreign_planes(frame: VideoFrame, reformatter: VideoReformatter, aspect: fl
     return tuple(np.rot90(plane, turns) for plane in _planes_of(frame))
 
 
-def thumbnail(media: bytes, *, width_px: int) -> bytes:
-    """A JPEG of the middle of a stored clip (or of a stored picture), `width_px` wide, for reports.
+def thumbnail(media: bytes, *, width_px: int, frame: int | None = None) -> bytes:
+    """A JPEG of one frame of a stored clip (or of a stored picture), `width_px` wide, for reports.
+
+    Args:
+        media: the stored file.
+        width_px: width of the JPEG.
+        frame: its index, counted from 0, at most the last one; the middle of the clip unless given.
 
     Raises:
         SetError: the clip cannot be read.
@@ -340,7 +345,8 @@ def thumbnail(media: bytes, *, width_px: int) -> bytes:
                 raise SetError(f"A stored picture of {stored.width}x{stored.height} is too large; verify the set.")
             picture = stored.convert("RGB")
     else:
-        planes = read_clips(media, [[count_frames(media) // 2]], layout="original")
+        last = count_frames(media) - 1
+        planes = read_clips(media, [[(last + 1) // 2 if frame is None else min(frame, last)]], layout="original")
         picture = Image.fromarray(planes.to_rgb()[0])
     height_px = max(1, round(picture.height * width_px / picture.width))
     with io.BytesIO() as out:

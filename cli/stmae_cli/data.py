@@ -112,17 +112,31 @@ def dedup(
     to: Annotated[
         str | None, typer.Option(help="Write the cleaned set under this name; the old one stays as it is.")
     ] = None,
+    review: Annotated[
+        bool, typer.Option("--review", help="Also write review.html: the pairs side by side, and why each goes.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would go; write nothing; exit 3 if anything would.")
+        bool, typer.Option("--dry-run", help="Show what would go; change no set; exit 3 if anything would.")
     ] = False,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Find duplicates and leaks, write decisions with evidence, then apply them.
+    """Find duplicates and leaks, show them, write decisions with evidence, then apply them.
 
     Example: stmae-data dedup k700 --against k400:val --to k700-clean
     """
+    from stmae_data.dedup import DedupReport
     from stmae_data.dedup import dedup as run
+
+    def show(found: DedupReport) -> None:
+        progress.close()
+        console.table("Duplicates and leaks", *found.as_table(), is_json=is_json)
+        if found.as_histogram()[1]:
+            console.table("Level content: median distance of pairs", *found.as_histogram(), is_json=is_json)
+        if review:
+            from stmae_data.report import render_review
+
+            console.say(f"Review: {render_review(workspace, found, workspace / 'review.html')}")
 
     with (
         console.journal(workspace, "stmae-data dedup", {"sets": sets, "to": to, "dry_run": dry_run}),
@@ -136,11 +150,11 @@ def dedup(
             policy=policy,
             to=to,
             dry_run=dry_run,
+            show=show,
             progress=progress,
         )
     if is_json:
         console.print_json(report.as_json())
-    console.table("Duplicates and leaks", *report.as_table(), is_json=is_json)
     console.done(report.closing_line(), None, is_json=is_json)
     raise typer.Exit(3 if dry_run and report.would_act else 0)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from stmae_data.dedup.clips import EVALUATION_SPLITS, Pool, pool_of, sealed_sets
@@ -47,6 +48,7 @@ def dedup(
     to: str | None = None,
     dry_run: bool = False,
     is_within: bool = True,
+    show: Callable[[DedupReport], None] | None = None,
     progress: Progress | None = None,
 ) -> DedupReport:
     """Find leaks and duplicates, write decisions with evidence, apply them.
@@ -60,6 +62,7 @@ def dedup(
         to: name of a new set; the source then stays as it is. One set only.
         dry_run: find and report, write nothing.
         is_within: look within training too.
+        show: told what was found, before anything is written; while it runs every clip still stands.
         progress: told (stage, done, total).
 
     Raises:
@@ -85,22 +88,27 @@ def dedup(
     found = compare(training, evaluation, rules, between=between, within=within, progress=progress)
     runs = {name: _run_id(name, training, evaluation, between, within, rules) for name in set_names}
     going = {name: found.choices_of(name) for name in set_names}
-    written: list[RewriteReport] = []
-    if not dry_run:
-        for name in set_names:
-            if going[name] or to is not None:
-                written.append(_apply(workspace, name, found, going[name], runs[name], rules, to, progress))
-    return DedupReport(
+    report = DedupReport(
         pairs=found.reported(),
         num_groups=len({choice.other for choice in found.choices}),
         num_going=len({choice.number for choice in found.choices}),
         not_comparable=tuple(sorted({found.clips[number].clip_id for number in found.not_comparable})),
-        is_applied=not dry_run and bool(written),
+        is_applied=False,
         policy=rules.version,
-        sets=tuple(written),
         across=found.across,
         logs=found.logs,
+        near_misses=found.missed(),
     )
+    if show is not None:
+        show(report)
+    if dry_run:
+        return report
+    written = tuple(
+        _apply(workspace, name, found, going[name], runs[name], rules, to, progress)
+        for name in set_names
+        if going[name] or to is not None
+    )
+    return replace(report, is_applied=bool(written), sets=written)
 
 
 def leaks(

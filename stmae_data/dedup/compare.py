@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,9 +50,15 @@ class Found:
             sorted(pairs, key=lambda pair: (pair.a_label, pair.b_label, LEVELS.index(pair.level), pair.a, pair.b))
         )
 
+    def missed(self) -> tuple[FoundPair, ...]:
+        """Pairs that come near the thresholds of the content level without reaching them, nearest first; both stay."""
+        return tuple(self._pair(edge.a, edge.b, edge, keep=edge.b) for edge in self.near_misses)
+
     def _pair(self, first: int, second: int, edge: Edge, *, keep: int) -> FoundPair:
         a, b = self.clips[first], self.clips[second]
         offset = edge.offset_ms if edge.offset_ms is None or first == edge.a else -edge.offset_ms
+        told = json.loads(edge.evidence or "{}")
+        ours, theirs = ("", "other_") if first == edge.a else ("other_", "")
         return FoundPair(
             a.clip_id,
             b.clip_id,
@@ -61,6 +68,11 @@ class Found:
             self.clips[keep].clip_id,
             self.pools[a.pool].label,
             self.pools[b.pool].label,
+            tuple(
+                (frame[f"{ours}time_ms"], frame[f"{theirs}time_ms"], frame["distance"])
+                for frame in told.get("frames", [])
+            ),
+            (told[f"{ours}view"], told[f"{theirs}view"]) if told else None,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,10 @@ class FoundPair:
     keep: str
     a_label: str
     b_label: str
+    frames: tuple[tuple[int, int, int], ...] = ()
+    """Of the content level, the nearest frames: (milliseconds in a, milliseconds in b, distance in bits)."""
+    views: tuple[str, str] | None = None
+    """Of the content level, the view of a and of b that agreed: full, bars_removed, mirrored."""
 
     def as_json(self) -> dict[str, Any]:
         """One entry of `pairs`."""
@@ -49,6 +54,7 @@ class DedupReport:
     sets: tuple[RewriteReport, ...] = ()
     across: tuple[tuple[str, str, int], ...] = ()
     logs: tuple[ContentLog, ...] = ()
+    near_misses: tuple[FoundPair, ...] = ()
 
     @property
     def would_act(self) -> bool:
@@ -84,6 +90,16 @@ class DedupReport:
             partly = sum(not bucket.is_exact for log in self.logs for bucket in log.hot)
             rows.append(["crowded hash buckets", f"{partly} compared in part", "content", str(crowded), ""])
         return ["in", "same as in", "level", "clips", "others"], rows
+
+    def as_histogram(self) -> Table:
+        """Header and rows: pairs of the level content by median distance, those that count and those that just do not."""
+        kinds = [self.pairs, self.near_misses]
+        bins = [Counter(int(each.distance // 8) for each in kind if each.distance is not None) for kind in kinds]
+        rows = [
+            [f"{8 * number} to {8 * number + 7}", *(str(found[number]) for found in bins)]
+            for number in sorted(bins[0] | bins[1])
+        ]
+        return ["bits of 256", "same", "near misses"], rows
 
     def closing_line(self) -> str:
         """One sentence."""

@@ -16,9 +16,10 @@ from stmae_data.catalog import SetBooks, SetStats, find_books, opened, stats
 from stmae_data.errors import Reason
 from stmae_data.report import charts, facts
 from stmae_data.report.page import render
+from stmae_data.report.review import render_review
 from stmae_data.report.text import cut, human_bytes, human_count
 
-__all__ = ["render_report"]
+__all__ = ["render_report", "render_review"]
 
 _MAX_SHARDS = 200
 

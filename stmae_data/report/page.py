@@ -255,16 +255,14 @@ for sample in data:
 """
 
 
-def _finalize(value: Any) -> Any:
+def finalize(value: Any) -> Any:
     """Every text that is printed passes here: control characters and direction overrides become visible."""
     return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def render(**facts: Any) -> str:
     """The page as text; every value is escaped where it is printed, a missing one is an error."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_finalize, keep_trailing_newline=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=finalize, keep_trailing_newline=True)
     environment.filters["count"] = human_count
     environment.filters["bytes"] = human_bytes
     environment.tests["hash"] = lambda value: re.fullmatch(r"[0-9a-f]{32,}", str(value)) is not None

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from stmae_data import files
-from stmae_data.dedup import Policy, count_leaks, dedup, leaks, load_policy
+from stmae_data.dedup import DedupReport, Policy, count_leaks, dedup, leaks, load_policy
 from stmae_data.dedup.decide import Edge, choose_within
 from stmae_data.errors import SetError, SourceError, UsageError
 from stmae_data.records import LEVELS, SetRef
+from stmae_data.report import render_review
 from stmae_data.shards import open_set
 from stmae_data.verify import verify
 
@@ -323,3 +324,25 @@ def test_killed_anywhere_a_rerun_ends_with_the_same_bytes(
                 step,
                 name,
             )
+
+
+def test_the_review_page_shows_every_pair_while_both_clips_stand(
+    workspace: Path, world: dict[str, Any], tmp_path: Path
+) -> None:
+    told = []
+    page = tmp_path / "review.html"
+
+    def look(report: DedupReport) -> None:
+        told.append((report.is_applied, report.num_going))
+        render_review(workspace, report, page)
+
+    done = dedup(workspace, ["new"], against=["old:val"], show=look)
+    assert told == [(False, done.num_going)]
+    text = page.read_text()
+    for pair in done.pairs:
+        assert text.count(pair.a) >= 1 and text.count(pair.b) >= 1
+    assert "<script" not in text
+    assert text.count(" · goes</small>") == len(done.pairs)
+    assert "not_duplicates = [\n  [" in text.replace("&#34;", '"')
+    rows = [int(cell) for row in done.as_histogram()[1] for cell in row[1:2]]
+    assert sum(rows) == sum(pair.distance is not None for pair in done.pairs)

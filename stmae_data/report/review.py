@@ -1,0 +1,225 @@
+"""The page on which a person judges what dedup found: pairs side by side, frames that lie over each other, why each one goes.
+
+It is drawn while both clips still stand. What a person rejects goes into the policy as `not_duplicates`; the lines to paste are on the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from stmae_data import files, frames
+from stmae_data.dedup import DedupReport, FoundPair
+from stmae_data.errors import SetError
+from stmae_data.records import LEVELS, is_valid_key, set_folder
+from stmae_data.report.page import finalize
+from stmae_data.report.style import STYLE
+from stmae_data.report.text import cut, human_count
+from stmae_data.shards import open_set, read_range
+
+__all__ = ["render_review"]
+
+_WIDTH_PX = 160
+_NUM_FRAMES = 3
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>Review of duplicates</title>
+<style>{{ style }}
+.pair { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); gap: 4px 26px; padding: 18px 0; border-top: 1px solid var(--line); }
+.pair > p { grid-column: 1 / -1; margin: 0; }
+.side h4 { margin: 0; font-size: 14px; overflow-wrap: anywhere; } .side.goes h4 { color: var(--failed); }
+.strip { display: flex; gap: 6px; margin-top: 6px; } .strip figure { margin: 0; min-width: 0; } .strip img { width: 100%; display: block; border-radius: 4px; }
+.strip figcaption { font-size: 12px; color: var(--faint); }
+</style>
+</head>
+<body>
+<header>
+  <p class="kind">Review</p>
+  <h1>What is the same as what</h1>
+  <p class="sub">{{ total | count }} {{ "pair" if total == 1 else "pairs" }} found, {{ going | count }} {{ "clip goes" if going == 1 else "clips go" }}; policy {{ policy }}. Frames that stand in one column lie over each other in time.</p>
+</header>
+<main>
+{%- for section in sections %}
+<section>
+  <h2>{{ section.title }}</h2>
+  <p class="lead">{{ section.lead }}{% if section.total > section.pairs | length %} The first {{ section.pairs | length }} of {{ section.total | count }} are shown.{% endif %}</p>
+  {%- for pair in section.pairs %}
+  <div class="pair">
+    <p><span class="level">{{ pair.level }}</span> {{ pair.why }}</p>
+    {%- for side in pair.sides %}
+    <div class="side {{ side.fate }}"><h4><code>{{ side.clip_id }}</code></h4><small><bdi>{{ side.label }}</bdi> · {{ side.fate }}</small>
+      <div class="strip">{% for picture in side.pictures %}<figure>{% if picture.jpeg_base64 %}<img alt="{{ side.clip_id }} at {{ picture.at }}" src="data:image/jpeg;base64,{{ picture.jpeg_base64 }}">{% else %}<div class="blank">cannot be read</div>{% endif %}<figcaption>{{ picture.at }}</figcaption></figure>{% endfor %}</div>
+    </div>
+    {%- endfor %}
+  </div>
+  {%- endfor %}
+  {%- if section.paste %}
+  <details><summary>They differ? Lines for the policy file</summary><pre><code>not_duplicates = [
+{%- for line in section.paste %}
+  {{ line }},
+{%- endfor %}
+]</code></pre></details>
+  {%- endif %}
+</section>
+{%- else %}
+<section><h2>Nothing to look at</h2><p class="lead">No pair was found at any level.</p></section>
+{%- endfor %}
+</main>
+</body>
+</html>
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """Where a clip's bytes lie."""
+
+    tar: Path
+    offset: int
+    size: int
+    fps: float
+    seconds: float
+
+
+def render_review(workspace: Path, report: DedupReport, path: Path, *, most: int = 100) -> Path:
+    """Write a page with the pairs of a report, at most `most` of each level, the least certain first.
+
+    Args:
+        workspace: where the sets stand; every clip of the report must still stand.
+        report: what `dedup` found, before it is applied.
+        path: the page to write.
+        most: pairs shown of each level, and near misses.
+
+    Raises:
+        SetError: a set is missing. StorageError: the page cannot be written.
+    """
+    shown = {level: _doubtful(each for each in report.pairs if each.level == level)[:most] for level in LEVELS}
+    missed = report.near_misses[:most]
+    books = _stored(workspace, [pair for pairs in (*shown.values(), missed) for pair in pairs])
+    sections: list[dict[str, Any]] = [
+        {
+            "title": f"Level {level}",
+            "lead": f"{human_count(sum(each.level == level for each in report.pairs))} pairs; the least certain come first.",
+            "pairs": [_pair(pair, books) for pair in pairs],
+            "total": sum(each.level == level for each in report.pairs),
+            "paste": _paste(pairs) if level == "content" else [],
+        }
+        for level, pairs in reversed(shown.items())  # content first: it alone can be wrong
+        if pairs
+    ]
+    if missed:
+        lead = "Pairs that come near the thresholds without reaching them; both clips stay."
+        near = [_pair(pair, books, is_miss=True) for pair in missed]
+        sections.append(
+            {"title": "Near misses", "lead": lead, "pairs": near, "total": len(report.near_misses), "paste": []}
+        )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=finalize, keep_trailing_newline=True)
+    environment.filters["count"] = human_count
+    page = environment.from_string(_PAGE).render(
+        style=Markup(STYLE),  # noqa: S704 (our own text)
+        sections=sections,
+        total=len(report.pairs),
+        going=report.num_going,
+        policy=report.policy,
+    )
+    files.commit_bytes(path, page.encode(), point="review")
+    return path
+
+
+def _doubtful(pairs: Any) -> list[FoundPair]:
+    return sorted(pairs, key=lambda pair: (-(pair.distance or 0), pair.a, pair.b))
+
+
+def _paste(pairs: Sequence[FoundPair]) -> list[str]:
+    """The pairs as lines of TOML."""
+    return [json.dumps([min(pair.a, pair.b), max(pair.a, pair.b)]) for pair in pairs]
+
+
+def _pair(pair: FoundPair, books: Mapping[tuple[str, str], _Stored], *, is_miss: bool = False) -> dict[str, Any]:
+    times = [frame[:2] for frame in sorted(pair.frames)[:_NUM_FRAMES]]
+    kept = 1 if pair.keep == pair.b else 0  # of two clips with one id, a is the training clip
+    sides = []
+    for number, (clip_id, label) in enumerate(((pair.a, pair.a_label), (pair.b, pair.b_label))):
+        stored = books.get((label.partition(":")[0], clip_id))
+        # A pair known by its id alone has no frames in common: a few from all over each clip.
+        own = [time[number] / 1000 for time in times] or [
+            (stored.seconds if stored else 0.0) * (place + 0.5) / _NUM_FRAMES for place in range(_NUM_FRAMES)
+        ]
+        sides.append(
+            {
+                "clip_id": cut(clip_id, 80),
+                "label": label,
+                "fate": "stays" if is_miss or number == kept else "goes",
+                "pictures": [{"at": f"{at:.2f} s", "jpeg_base64": _picture(stored, at)} for at in own],
+            }
+        )
+    return {"level": pair.level, "why": _why(pair), "sides": sides}
+
+
+def _why(pair: FoundPair) -> str:
+    if pair.distance is None:
+        return {
+            "bytes": "the same source bytes",
+            "stream": "the same decoded video",
+            "id": "the same platform id and interval",
+            "video": "the same platform id",
+            "overlap": "the same platform id, and intervals that intersect",
+        }.get(pair.level, "")
+    views = (
+        "" if pair.views is None else f", views {pair.views[0].replace('_', ' ')} / {pair.views[1].replace('_', ' ')}"
+    )
+    return f"median distance {pair.distance:.0f} of 256 bits at an offset of {pair.offset_seconds or 0:+.2f} s{views}"
+
+
+def _picture(stored: _Stored | None, at: float) -> str:
+    if stored is None:
+        return ""
+    try:
+        descriptor = os.open(stored.tar, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            media = read_range(descriptor, stored.offset, stored.size, name=stored.tar.name)
+        finally:
+            os.close(descriptor)
+        return base64.b64encode(frames.thumbnail(media, width_px=_WIDTH_PX, frame=round(at * stored.fps))).decode()
+    except (SetError, OSError):
+        return ""  # the page says "cannot be read" in its place; verify tells why
+
+
+def _stored(workspace: Path, pairs: Sequence[FoundPair]) -> dict[tuple[str, str], _Stored]:
+    wanted: dict[str, set[str]] = {}
+    for pair in pairs:
+        wanted.setdefault(pair.a_label.partition(":")[0], set()).add(pair.a)
+        wanted.setdefault(pair.b_label.partition(":")[0], set()).add(pair.b)
+    found = {}
+    for name, clips in wanted.items():
+        folder = set_folder(workspace, name)
+        rows = files.read_table(
+            open_set(workspace, name).ledgers(),
+            """SELECT clip_id, shard, media_offset, media_bytes, stored_fps, stored_seconds FROM book
+               WHERE outcome = 'written' AND clip_id IN (SELECT unnest(?::VARCHAR[]))""",
+            [sorted(clips)],
+        )
+        for row in rows:
+            if is_valid_key(row["shard"] or ""):  # it comes out of a book: only a shard's own name may become a path
+                found[name, row["clip_id"]] = _Stored(
+                    folder / f"{row['shard']}.tar",
+                    row["media_offset"],
+                    row["media_bytes"],
+                    row["stored_fps"] or 30.0,
+                    row["stored_seconds"] or 0.0,
+                )
+    return found
