@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stmae_data.catalog import locked_select
 from stmae_data.dedup.clips import EVALUATION_SPLITS, Pool, pool_of, sealed_sets
 from stmae_data.dedup.compare import Found, compare, count_pairs
 from stmae_data.dedup.decide import Choice, verdicts, write_books
@@ -85,19 +87,21 @@ def dedup(
         _settle(workspace, name, is_dry_run=dry_run)
     training = [pool for name in names for pool in _training_pools(workspace, name)]
     evaluation = _evaluation_pools(workspace, against or sealed_sets(workspace))
-    found = compare(training, evaluation, rules, between=between, within=within, progress=progress)
+    filtered = _filtered(workspace, training, rules) if is_within else {}
+    found = compare(training, evaluation, rules, between=between, within=within, filtered=filtered, progress=progress)
     runs = {name: _run_id(name, training, evaluation, between, within, rules) for name in set_names}
     going = {name: found.choices_of(name) for name in set_names}
     report = DedupReport(
         pairs=found.reported(),
         num_groups=len({choice.other for choice in found.choices}),
-        num_going=len({choice.number for choice in found.choices}),
+        num_going=len({choice.number for choice in found.choices}) + len(found.filtered),
         not_comparable=tuple(sorted({found.clips[number].clip_id for number in found.not_comparable})),
         is_applied=False,
         policy=rules.version,
         across=found.across,
         logs=found.logs,
         near_misses=found.missed(),
+        filtered=Counter((found.pools[found.clips[number].pool].label, name) for number, name in found.filtered),
     )
     if show is not None:
         show(report)
@@ -106,7 +110,7 @@ def dedup(
     written = tuple(
         _apply(workspace, name, found, going[name], runs[name], rules, to, progress)
         for name in set_names
-        if going[name] or to is not None
+        if going[name] or found.filtered_of(name) or to is not None
     )
     return replace(report, is_applied=bool(written), sets=written)
 
@@ -166,6 +170,18 @@ def count_leaks(
     return {
         level: {"train": count[0], "eval": count[1]} for level, count in counted[0].levels.items() if count is not None
     }
+
+
+def _filtered(workspace: Path, training: Sequence[Pool], rules: Policy) -> dict[int, dict[str, str]]:
+    """Rows of each training pool that meet a filter of the policy, with the name of the first they meet."""
+    found: dict[int, dict[str, str]] = {}
+    for number, pool in enumerate(training):
+        for name, condition in rules.filters:
+            # On lines of its own, so that a comment at its end closes nothing of ours.
+            query = f"SELECT row_id FROM written WHERE (\n{condition}\n)"
+            for row in locked_select(workspace, query, sets=[pool.set_name]).rows:
+                found.setdefault(number, {}).setdefault(row[0], name)
+    return found
 
 
 def _settle(workspace: Path, name: str, *, is_dry_run: bool) -> None:
@@ -245,6 +261,7 @@ def _apply(
             pools=found.pools,
             clips=found.clips,
             choices=choices,
+            filtered=found.filtered_of(name),
             near_misses=[edge for edge in found.near_misses if found.clips[edge.a].pool in pools],
             not_comparable=[number for number in found.not_comparable if found.clips[number].pool in pools],
         )
@@ -253,7 +270,7 @@ def _apply(
     return rewrite(
         workspace,
         name,
-        verdicts(choices, run_id=run_id, pools=found.pools, clips=found.clips),
+        verdicts(choices, found.filtered_of(name), run_id=run_id, pools=found.pools, clips=found.clips),
         run_id=run_id,
         to=to,
         expected_digest=known[0] if known else None,

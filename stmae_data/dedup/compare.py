@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,12 @@ class Found:
     not_comparable: tuple[int, ...]
     across: tuple[tuple[str, str, int], ...]
     logs: tuple[ContentLog, ...]
+    filtered: tuple[tuple[int, str], ...] = ()
+    """Clips that went by a rule before anything was compared, each with the name of its filter."""
+
+    def filtered_of(self, set_name: str) -> list[tuple[int, str]]:
+        """What a filter takes from one set."""
+        return [each for each in self.filtered if self.pools[self.clips[each[0]].pool].set_name == set_name]
 
     def choices_of(self, set_name: str) -> list[Choice]:
         """What goes from one set, strictest first for each clip."""
@@ -83,9 +89,13 @@ def compare(
     *,
     between: Sequence[str],
     within: Sequence[str],
+    filtered: Mapping[int, Mapping[str, str]] | None = None,
     progress: Progress | None = None,
 ) -> Found:
-    """Compare training with evaluation at the levels `between`, then what is left of training with itself at the levels `within`."""
+    """Compare training with evaluation at the levels `between`, then what is left of training with itself at the levels `within`.
+
+    `filtered` names rows that are left out from the start: {number of a training pool: {row id: name of the filter}}.
+    """
     pools = (*training, *evaluation)
     ours, theirs = range(len(training)), range(len(training), len(pools))
     apart = {frozenset(pair) for pair in rules.not_duplicates}
@@ -94,6 +104,7 @@ def compare(
     with comparing() as connection:
         for number, pool in enumerate(pools):
             load_pool(connection, pool, number)
+        gone = _leave_out(connection, filtered or {})
         create_pairs(connection)
         has_content = "content" in between or "content" in within
         if has_content:
@@ -115,8 +126,8 @@ def compare(
         edges_within: list[Edge] = []
         if within and training:
             # What leaks is gone already: it can neither be a copy nor stay instead of one.
-            gone = sorted({choice.number for choice in leaking})
-            connection.execute("DELETE FROM clip WHERE number IN (SELECT unnest(?::INTEGER[]))", [gone])
+            leaked = sorted({choice.number for choice in leaking})
+            connection.execute("DELETE FROM clip WHERE number IN (SELECT unnest(?::INTEGER[]))", [leaked])
             if has_content:
                 connection.execute("DELETE FROM frame WHERE clip NOT IN (SELECT number FROM clip)")
             connection.execute("DELETE FROM pair")
@@ -129,6 +140,7 @@ def compare(
             "SELECT a, b, 'content', NULL, NULL, offset_ms, distance, evidence FROM near_miss ORDER BY distance, a, b LIMIT 10000"
         ).fetchall()
         near_misses = [Edge(*row) for row in near]
+        clips |= {clip.number: clip for clip, _ in gone}
         clips |= _clips(connection, _named([*edges_within, *near_misses]) - set(clips), [])
         copies = choose_within(edges_within, is_told_apart=is_told_apart)
         steps.done()
@@ -143,6 +155,7 @@ def compare(
         tuple(not_comparable),
         across,
         tuple(logs),
+        tuple((clip.number, name) for clip, name in gone),
     )
 
 
@@ -216,6 +229,20 @@ class _Steps:
         self.passed += 1
         if self.progress is not None:
             self.progress("compare", self.passed, self.total)
+
+
+def _leave_out(connection: Any, filtered: Mapping[int, Mapping[str, str]]) -> list[tuple[Clip, str]]:
+    gone = []
+    for pool, names in filtered.items():
+        numbers = connection.execute(
+            "SELECT number FROM clip WHERE pool = ? AND row_id IN (SELECT unnest(?::VARCHAR[]))", [pool, list(names)]
+        ).fetchall()
+        clips = _clips(connection, [row[0] for row in numbers], [])
+        gone += [(clip, names[clip.row_id]) for _, clip in sorted(clips.items())]
+    connection.execute(
+        "DELETE FROM clip WHERE number IN (SELECT unnest(?::INTEGER[]))", [[clip.number for clip, _ in gone]]
+    )
+    return gone
 
 
 def _edges(connection: Any) -> list[Edge]:

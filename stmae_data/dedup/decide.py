@@ -192,11 +192,23 @@ def write_books(
     pools: Sequence[Pool],
     clips: Mapping[int, Clip],
     choices: Sequence[Choice],
+    filtered: Sequence[tuple[int, str]],
     near_misses: Sequence[Edge],
     not_comparable: Sequence[int],
 ) -> None:
     """Write `meta/decisions/<run>.parquet` and add to `meta/groups.parquet`: before anything changes."""
     rows = [_decision(choice, run_id=run_id, policy=policy, pools=pools, clips=clips) for choice in choices]
+    conditions = dict(policy.filters)
+    rows += [
+        _one_side(clips[number], pools, "")
+        | {
+            "decision_id": decision_id(run_id, clips[number].row_id, f"filter {name}"),
+            "verb": "drop",
+            "reason": str(Reason.FILTERED),
+            "detail": f"filter {name}: {conditions[name]}",
+        }
+        for number, name in filtered
+    ]
     for edge in near_misses[:_MOST_NEAR_MISSES]:
         miss = Choice(edge.a, edge.b, Reason.DUPLICATE, (edge,))
         rows.append(
@@ -240,10 +252,20 @@ def write_books(
 
 
 def verdicts(
-    choices: Sequence[Choice], *, run_id: str, pools: Sequence[Pool], clips: Mapping[int, Clip]
+    choices: Sequence[Choice],
+    filtered: Sequence[tuple[int, str]],
+    *,
+    run_id: str,
+    pools: Sequence[Pool],
+    clips: Mapping[int, Clip],
 ) -> list[Verdict]:
-    """One verdict for each clip that goes, by its strictest choice; choices come strictest first."""
+    """One verdict for each clip that goes: by its filter, or by its strictest choice; choices come strictest first."""
     found: dict[int, Verdict] = {}
+    for number, name in filtered:
+        row_id = clips[number].row_id
+        found[number] = Verdict(
+            row_id, Reason.FILTERED, decision_id(run_id, row_id, f"filter {name}"), None, f"filter {name}"
+        )
     for choice in choices:
         clip, other = clips[choice.number], clips[choice.other]
         if choice.number not in found:

@@ -55,6 +55,8 @@ class Policy:
     """Of the clips that show one and the same frame hash, so many are compared."""
     not_duplicates: tuple[tuple[str, str], ...] = ()
     """Pairs of clip ids that a person judged to differ; no level counts between them."""
+    filters: tuple[tuple[str, str], ...] = ()
+    """Name and SQL condition over the ledger: training clips that meet one go before anything is compared, reason `filtered`."""
 
     @property
     def version(self) -> str:
@@ -80,10 +82,12 @@ def load_policy(path: Path | None) -> Policy:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]
             raise UsageError(f"The policy {path} has an unknown key {key!r}; did you mean {near!r}?")
-        if key != "not_duplicates" and not _fits(value, known[key]):
+        if key not in ("not_duplicates", "filters") and not _fits(value, known[key]):
             raise UsageError(f"The policy {path} says {key} = {value!r}; wanted {_KINDS[known[key]]}.")
     if "not_duplicates" in values:
         values["not_duplicates"] = _pairs(values["not_duplicates"], path)
+    if "filters" in values:
+        values["filters"] = _filters(values["filters"], path)
     return Policy(**{"name": path.stem, **values})
 
 
@@ -104,6 +108,14 @@ def _pairs(value: Any, path: Path) -> tuple[tuple[str, str], ...]:
     ):
         raise UsageError(f'The policy {path} says not_duplicates = {value!r:.80}; wanted [["clip a", "clip b"], …].')
     return tuple(sorted((min(pair), max(pair)) for pair in value))
+
+
+def _filters(value: Any, path: Path) -> tuple[tuple[str, str], ...]:
+    if not isinstance(value, dict) or not all(isinstance(each, str) and each.strip() for each in value.values()):
+        raise UsageError(
+            f'The policy {path} says filters = {value!r:.80}; wanted a table [filters] of name = "SQL condition".'
+        )
+    return tuple(sorted(value.items()))
 
 
 def check_levels(levels: tuple[str, ...] | None, default: tuple[str, ...]) -> tuple[str, ...]:

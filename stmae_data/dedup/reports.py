@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stmae_data.dedup.content import ContentLog
@@ -55,6 +55,8 @@ class DedupReport:
     across: tuple[tuple[str, str, int], ...] = ()
     logs: tuple[ContentLog, ...] = ()
     near_misses: tuple[FoundPair, ...] = ()
+    filtered: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """(training split, name of the filter) to the number of clips that it takes."""
 
     @property
     def would_act(self) -> bool:
@@ -82,6 +84,9 @@ class DedupReport:
             [a, b, level, str(len(clips[a, b, level][0])), str(len(clips[a, b, level][1]))]
             for a, b, level in sorted(clips, key=lambda key: (key[0], key[1], LEVELS.index(key[2])))
         ]
+        rows += [
+            [label, f"filter {name}", "filtered", str(count), ""] for (label, name), count in self.filtered.items()
+        ]
         rows += [[a, b, "id (both stay)", str(count), str(count)] for a, b, count in self.across]
         if self.not_comparable:
             rows.append(["no usable frame", "", "content", str(len(self.not_comparable)), ""])
@@ -104,7 +109,7 @@ class DedupReport:
     def closing_line(self) -> str:
         """One sentence."""
         if not self.num_going:
-            return "Nothing has to go: no duplicate and no leak was found."
+            return "Nothing has to go: no duplicate, no leak and no filtered clip was found."
         if not self.is_applied:
             return f"{self.num_going} clips would go; nothing was written. Run it without --dry-run to apply."
         changed = ", ".join(f"{each.set_name} is version {each.version} ({each.digest[:12]})" for each in self.sets)

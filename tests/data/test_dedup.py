@@ -16,7 +16,7 @@ import pytest
 from stmae_data import files
 from stmae_data.dedup import DedupReport, Policy, count_leaks, dedup, leaks, load_policy
 from stmae_data.dedup.decide import Edge, choose_within
-from stmae_data.errors import SetError, SourceError, UsageError
+from stmae_data.errors import SelectionError, SetError, SourceError, UsageError
 from stmae_data.records import LEVELS, SetRef
 from stmae_data.report import render_review
 from stmae_data.shards import open_set
@@ -210,6 +210,34 @@ def test_a_pair_told_apart_by_a_person_stays(workspace: Path, world: dict[str, A
     assert pair[1] in standing(workspace / "sets" / "new") and report.policy.startswith("looked/")
 
 
+def test_a_filter_goes_first_and_its_clip_never_stays_for_a_copy(
+    workspace: Path, world: dict[str, Any], tmp_path: Path
+) -> None:
+    long, short = world["new"]["long"], world["new"]["short"]
+    policy = tmp_path / "strict.toml"
+    policy.write_text(f"[filters]\nlengthy = \"clip_id = '{long['clip_id']}' -- the better copy of two\"\n")
+    report = dedup(workspace, ["new"], against=["old:val"], policy=policy)
+    rows = {row["clip_id"]: row for row in files.read_table(open_set(workspace, "new").ledgers())}
+    gone = rows[long["clip_id"]]
+    assert (gone["outcome"], gone["reason"], gone["reason_detail"]) == ("dropped", "filtered", "filter lengthy")
+    assert rows[short["clip_id"]]["outcome"] == "written"
+    assert dict(report.filtered) == {("new:train", "lengthy"): 1}
+    decisions = files.read_table(sorted((workspace / "sets" / "new" / "meta" / "decisions").glob("*.parquet")))
+    (decision,) = [row for row in decisions if row["reason"] == "filtered"]
+    assert decision["decision_id"] == gone["decision_id"] and "the better copy of two" in decision["detail"]
+    assert verify(workspace, "new").ok and not dedup(workspace, ["new"], policy=policy).would_act
+
+
+def test_a_filter_that_is_no_condition_changes_nothing(workspace: Path, world: dict[str, Any], tmp_path: Path) -> None:
+    policy = tmp_path / "bad.toml"
+    before = open_set(workspace, "new").digest
+    for text in ("no_such_column > 1", "true) OR (SELECT count(*) > 0 FROM read_csv('/etc/passwd')"):
+        policy.write_text(f'[filters]\nwrong = "{text}"\n')
+        with pytest.raises(SelectionError):
+            dedup(workspace, ["new"], policy=policy)
+    assert open_set(workspace, "new").digest == before and not (workspace / "sets/new/meta/decisions").exists()
+
+
 def test_a_policy_with_an_unknown_key_or_a_wrong_value_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     for text, message in [
@@ -218,6 +246,7 @@ def test_a_policy_with_an_unknown_key_or_a_wrong_value_is_refused(tmp_path: Path
         ("min_share_within = 2", "wanted a share from 0 to 1"),
         ("gate_bits = ", "cannot be read as TOML"),
         ('not_duplicates = ["a"]', "not_duplicates"),
+        ('filters = ["still"]', r"wanted a table \[filters\]"),
     ]:
         path.write_text(text)
         with pytest.raises(UsageError, match=message):
