@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -34,6 +35,21 @@ def test_a_program_ends_ok_with_its_complaints_kept() -> None:
 )
 def test_ends_are_classified(code: str, kind: str) -> None:
     assert run([sys.executable, "-c", code], limits=SMALL).kind == kind
+
+
+def test_time_without_a_processor_does_not_count() -> None:
+    here = f"import os, time; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})\n"
+    hogs = [
+        subprocess.Popen([sys.executable, "-c", f"{here}while True: pass"], start_new_session=True) for _ in range(5)
+    ]
+    try:
+        # Six share one processor: 0.8 s of work take about 5 s of wall, where 2 s are allowed.
+        ended = run([sys.executable, "-c", f"{here}while time.process_time() < 0.8: pass"], limits=SMALL)
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert ended.kind == "ok"
 
 
 def test_a_child_sees_no_environment_but_path_and_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
