@@ -5,6 +5,7 @@ Clips stand in the order of hash(seed, clip id); `samples`, `share` and `hours` 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import unicodedata
@@ -20,7 +21,15 @@ from stmae_data.errors import SelectionError, UsageError
 from stmae_data.records import SCHEMA_VERSION, SetRef, plan_key
 from stmae_data.shards import ShardSet, open_set
 
-__all__ = ["SELECTION_COLUMNS", "Selection", "class_named", "make_selection", "selected_clips"]
+__all__ = [
+    "SELECTION_COLUMNS",
+    "NamedClip",
+    "Selection",
+    "class_named",
+    "make_selection",
+    "named_sample",
+    "selected_clips",
+]
 
 SELECTION_COLUMNS: Final = {"clip_id": "VARCHAR", "ordinal": "BIGINT"}
 """Columns of `selections/<name>.parquet` (FACTS-inputs §4.3)."""
@@ -37,6 +46,16 @@ class Selection:
     num_clips: int
     seconds: float
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class NamedClip:
+    """A clip whose hashtags or title name a class; `by` is the hashtag or the title that does, `own_label` the clip's own label."""
+
+    clip_id: str
+    label: str
+    by: str
+    own_label: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +137,7 @@ def make_selection(
         clips = _where(workspace, found, where, clips)
     if hashtags_of is not None:
         names = class_named(_labels(sets[hashtags_of]))
-        clips = [_relabelled(clip, label) for clip in clips if (label := names(clip.tags, clip.title)) is not None]
+        clips = [_relabelled(clip, named[0]) for clip in clips if (named := names(clip.tags, clip.title)) is not None]
     if minus is not None:
         unwanted = selected_clips(workspace, minus)
         clips = [clip for clip in clips if clip.clip_id not in unwanted]
@@ -144,8 +163,33 @@ def selected_clips(workspace: Path, reference: SetRef) -> frozenset[str]:
     )
 
 
-def class_named(labels: Iterable[str]) -> Callable[[Sequence[str], str], str | None]:
-    """How hashtags and titles name classes: a function of (tags, title) that returns the label, or None.
+def named_sample(workspace: Path, name: str, *, count: int) -> tuple[NamedClip, ...]:
+    """The first clips, in the order of their seed, of a selection made with `hashtags_of`, with what named them.
+
+    Raises:
+        SelectionError: no such selection, not made by hashtags, or its set has changed since.
+    """
+    path = workspace / "selections" / f"{name}.json"
+    if not path.is_file():
+        raise SelectionError(f"There is no selection {name!r} in {workspace}; make it: stmae-data select {name}.")
+    said = files.read_json(path)["parameters"]
+    if said["hashtags_of"] is None:
+        raise SelectionError(f"Selection {name} was not made by hashtags; make one: stmae-data select --hashtags-of.")
+    source = SetRef.parse(said["from"])
+    clips = _candidates(workspace, open_set(workspace, source.set_name), dataclasses.replace(source, selection=name))
+    by_id = {clip.clip_id: clip for clip in clips}
+    names = class_named(_labels(open_set(workspace, said["hashtags_of"])))
+    rows = files.read_table(path.with_suffix(".parquet"), "SELECT clip_id FROM book ORDER BY ordinal LIMIT ?", [count])
+    found = []
+    for clip in (by_id[row["clip_id"]] for row in rows):
+        named = names(clip.tags, clip.title)
+        assert named is not None
+        found.append(NamedClip(clip.clip_id, *named, clip.label))
+    return tuple(found)
+
+
+def class_named(labels: Iterable[str]) -> Callable[[Sequence[str], str], tuple[str, str] | None]:
+    """How hashtags and titles name classes: a function of (tags, title) that returns (label, what named it), or None.
 
     A hashtag names a class when its letters and digits are those of the class ("#AirDrumming": air drumming); a title when the
     words of the class stand in it side by side. Of several the longest wins, a hashtag before a title.
@@ -157,10 +201,11 @@ def class_named(labels: Iterable[str]) -> Callable[[Sequence[str], str], str | N
         if parts:
             by_first[parts[0]].append((parts, label))
 
-    def name(tags: Sequence[str], title: str) -> str | None:
-        named = [compact for tag in tags if (compact := "".join(_words(tag))) in by_tag]
+    def name(tags: Sequence[str], title: str) -> tuple[str, str] | None:
+        named = [(compact, tag) for tag in tags if (compact := "".join(_words(tag))) in by_tag]
         if named:
-            return by_tag[max(named, key=lambda compact: (len(compact), compact))]
+            compact, tag = max(named, key=lambda each: (len(each[0]), each))
+            return by_tag[compact], f"#{tag.lstrip('#')}"
         said = _words(title)
         found = [
             (len(parts), label)
@@ -168,7 +213,7 @@ def class_named(labels: Iterable[str]) -> Callable[[Sequence[str], str], str | N
             for parts, label in by_first.get(word, ())
             if said[place : place + len(parts)] == parts
         ]
-        return max(found)[1] if found else None
+        return (max(found)[1], title) if found else None
 
     return name
 

@@ -17,9 +17,10 @@ from stmae_data.errors import Reason
 from stmae_data.report import charts, facts
 from stmae_data.report.page import render
 from stmae_data.report.review import render_review
+from stmae_data.report.sample import render_sample
 from stmae_data.report.text import cut, human_bytes, human_count
 
-__all__ = ["render_report", "render_review"]
+__all__ = ["render_report", "render_review", "render_sample"]
 
 _MAX_SHARDS = 200
 

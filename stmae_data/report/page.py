@@ -11,7 +11,7 @@ from markupsafe import Markup
 from stmae_data.report.style import STYLE
 from stmae_data.report.text import human_bytes, human_count, shown
 
-__all__ = ["render"]
+__all__ = ["render", "render_page"]
 
 _MACROS = """
 {%- macro histogram(chart) -%}
@@ -255,16 +255,22 @@ for sample in data:
 """
 
 
-def finalize(value: Any) -> Any:
+def _finalize(value: Any) -> Any:
     """Every text that is printed passes here: control characters and direction overrides become visible."""
     return shown(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def render(**facts: Any) -> str:
-    """The page as text; every value is escaped where it is printed, a missing one is an error."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=finalize, keep_trailing_newline=True)
+    """The page of a set as text; a missing value is an error."""
+    return render_page(_MACROS + _PAGE, **facts)
+
+
+def render_page(template: str, **facts: Any) -> str:
+    """A page as text; every value is escaped where it is printed, a missing one is an error."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_finalize, keep_trailing_newline=True
+    )
     environment.filters["count"] = human_count
     environment.filters["bytes"] = human_bytes
     environment.tests["hash"] = lambda value: re.fullmatch(r"[0-9a-f]{32,}", str(value)) is not None
-    # The sheet is a constant of ours and holds no text of anybody; as Markup it keeps its quotes.
-    return environment.from_string(_MACROS + _PAGE).render(style=Markup(STYLE), **facts).lstrip()  # noqa: S704
+    return environment.from_string(template).render(style=Markup(STYLE), **facts).lstrip()  # noqa: S704

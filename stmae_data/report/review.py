@@ -5,29 +5,21 @@ It is drawn while both clips still stand. What a person rejects goes into the po
 
 from __future__ import annotations
 
-import base64
+import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
-
-from stmae_data import files, frames
+from stmae_data import files
 from stmae_data.dedup import DedupReport, FoundPair
-from stmae_data.errors import SetError
-from stmae_data.records import LEVELS, is_valid_key, set_folder
-from stmae_data.report.page import finalize
-from stmae_data.report.style import STYLE
+from stmae_data.records import LEVELS
+from stmae_data.report.page import render_page
+from stmae_data.report.stored import StoredClip, find_stored, picture_at
 from stmae_data.report.text import cut, human_count
-from stmae_data.shards import open_set, read_range
 
 __all__ = ["render_review"]
 
-_WIDTH_PX = 160
 _NUM_FRAMES = 3
 
 _PAGE = """<!DOCTYPE html>
@@ -84,17 +76,6 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where a clip's bytes lie."""
-
-    tar: Path
-    offset: int
-    size: int
-    fps: float
-    seconds: float
-
-
 def render_review(workspace: Path, report: DedupReport, path: Path, *, most: int = 100) -> Path:
     """Write a page with the pairs of a report, at most `most` of each level, the least certain first.
 
@@ -109,7 +90,7 @@ def render_review(workspace: Path, report: DedupReport, path: Path, *, most: int
     """
     shown = {level: _doubtful(each for each in report.pairs if each.level == level)[:most] for level in LEVELS}
     missed = report.near_misses[:most]
-    books = _stored(workspace, [pair for pairs in (*shown.values(), missed) for pair in pairs])
+    books = find_stored(workspace, _named([*itertools.chain(*shown.values()), *missed]))
     sections: list[dict[str, Any]] = [
         {
             "title": f"Level {level}",
@@ -127,17 +108,15 @@ def render_review(workspace: Path, report: DedupReport, path: Path, *, most: int
         sections.append(
             {"title": "Near misses", "lead": lead, "pairs": near, "total": len(report.near_misses), "paste": []}
         )
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=finalize, keep_trailing_newline=True)
-    environment.filters["count"] = human_count
-    page = environment.from_string(_PAGE).render(
-        style=Markup(STYLE),  # noqa: S704 (our own text)
-        sections=sections,
-        total=len(report.pairs),
-        going=report.num_going,
-        policy=report.policy,
-    )
+    page = render_page(_PAGE, sections=sections, total=len(report.pairs), going=report.num_going, policy=report.policy)
     files.commit_bytes(path, page.encode(), point="review")
     return path
+
+
+def _named(pairs: Sequence[FoundPair]) -> set[tuple[str, str]]:
+    """(set, clip id) of both sides."""
+    sides = itertools.chain(*(((pair.a_label, pair.a), (pair.b_label, pair.b)) for pair in pairs))
+    return {(label.partition(":")[0], clip_id) for label, clip_id in sides}
 
 
 def _doubtful(pairs: Any) -> list[FoundPair]:
@@ -149,7 +128,7 @@ def _paste(pairs: Sequence[FoundPair]) -> list[str]:
     return [json.dumps([min(pair.a, pair.b), max(pair.a, pair.b)]) for pair in pairs]
 
 
-def _pair(pair: FoundPair, books: Mapping[tuple[str, str], _Stored], *, is_miss: bool = False) -> dict[str, Any]:
+def _pair(pair: FoundPair, books: Mapping[tuple[str, str], StoredClip], *, is_miss: bool = False) -> dict[str, Any]:
     times = [frame[:2] for frame in sorted(pair.frames)[:_NUM_FRAMES]]
     kept = 1 if pair.keep == pair.b else 0  # of two clips with one id, a is the training clip
     sides = []
@@ -164,7 +143,7 @@ def _pair(pair: FoundPair, books: Mapping[tuple[str, str], _Stored], *, is_miss:
                 "clip_id": cut(clip_id, 80),
                 "label": label,
                 "fate": "stays" if is_miss or number == kept else "goes",
-                "pictures": [{"at": f"{at:.2f} s", "jpeg_base64": _picture(stored, at)} for at in own],
+                "pictures": [{"at": f"{at:.2f} s", "jpeg_base64": picture_at(stored, at)} for at in own],
             }
         )
     return {"level": pair.level, "why": _why(pair), "sides": sides}
@@ -183,43 +162,3 @@ def _why(pair: FoundPair) -> str:
         "" if pair.views is None else f", views {pair.views[0].replace('_', ' ')} / {pair.views[1].replace('_', ' ')}"
     )
     return f"median distance {pair.distance:.0f} of 256 bits at an offset of {pair.offset_seconds or 0:+.2f} s{views}"
-
-
-def _picture(stored: _Stored | None, at: float) -> str:
-    if stored is None:
-        return ""
-    try:
-        descriptor = os.open(stored.tar, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            media = read_range(descriptor, stored.offset, stored.size, name=stored.tar.name)
-        finally:
-            os.close(descriptor)
-        return base64.b64encode(frames.thumbnail(media, width_px=_WIDTH_PX, frame=round(at * stored.fps))).decode()
-    except (SetError, OSError):
-        return ""  # the page says "cannot be read" in its place; verify tells why
-
-
-def _stored(workspace: Path, pairs: Sequence[FoundPair]) -> dict[tuple[str, str], _Stored]:
-    wanted: dict[str, set[str]] = {}
-    for pair in pairs:
-        wanted.setdefault(pair.a_label.partition(":")[0], set()).add(pair.a)
-        wanted.setdefault(pair.b_label.partition(":")[0], set()).add(pair.b)
-    found = {}
-    for name, clips in wanted.items():
-        folder = set_folder(workspace, name)
-        rows = files.read_table(
-            open_set(workspace, name).ledgers(),
-            """SELECT clip_id, shard, media_offset, media_bytes, stored_fps, stored_seconds FROM book
-               WHERE outcome = 'written' AND clip_id IN (SELECT unnest(?::VARCHAR[]))""",
-            [sorted(clips)],
-        )
-        for row in rows:
-            if is_valid_key(row["shard"] or ""):  # it comes out of a book: only a shard's own name may become a path
-                found[name, row["clip_id"]] = _Stored(
-                    folder / f"{row['shard']}.tar",
-                    row["media_offset"],
-                    row["media_bytes"],
-                    row["stored_fps"] or 30.0,
-                    row["stored_seconds"] or 0.0,
-                )
-    return found

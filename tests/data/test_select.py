@@ -11,8 +11,10 @@ import pytest
 from stmae_data import files
 from stmae_data.errors import Reason, SelectionError, SetError, UsageError
 from stmae_data.records import SetRef
+from stmae_data.report import render_sample
+from stmae_data.report.sample import precision_of
 from stmae_data.rewrite import Verdict, rewrite
-from stmae_data.select import Selection, class_named, make_selection, selected_clips
+from stmae_data.select import NamedClip, Selection, class_named, make_selection, named_sample, selected_clips
 from stmae_data.shards import sample_index
 
 LABELS = ("air drumming", "baking cookies", "zumba")
@@ -115,10 +117,26 @@ def test_hashtags_and_titles_name_classes(workspace: Path) -> None:
     one_each = make_selection(workspace, "one-each", source=SetRef("web"), hashtags_of="named", per_class=1)
     assert one_each.num_clips == 3
     name = class_named(LABELS)
-    assert name(["ＺＵＭＢＡ"], "") == "zumba" and name([], "Air-drumming: how to") == "air drumming"
+    assert name(["ＺＵＭＢＡ"], "") == ("zumba", "#ＺＵＭＢＡ")
+    assert name([], "Air-drumming: how to") == ("air drumming", "Air-drumming: how to")
     assert name([], "chair drumming") is None and name(["zumbas"], "air") is None
     with pytest.raises(SelectionError, match="has no class names"):
         make_selection(workspace, "unnamed", source=SetRef("named"), hashtags_of="web")
+
+
+def test_a_sample_page_says_what_named_each_clip_and_how_often_it_was_right(workspace: Path) -> None:
+    make_selection(workspace, "paged", source=SetRef("web"), hashtags_of="named")
+    clips = named_sample(workspace, "paged", count=3)
+    assert len(clips) == 3 and precision_of(clips) is None
+    text = render_sample(workspace, "paged", count=3).read_text()
+    assert all(clip.clip_id in text and clip.label in text for clip in clips) and "None carries a label" in text
+    right = (NamedClip("a", "zumba", "#zumba", "zumba"),) * 9 + (NamedClip("b", "zumba", "#zumba", "yoga"),)
+    told = precision_of(right)
+    assert told is not None and (told.right, told.known, told.share) == (9, 10, 0.9)
+    assert told.low == pytest.approx(0.5958, abs=1e-4) and told.high == pytest.approx(0.9821, abs=1e-4)
+    make_selection(workspace, "plain", source=SetRef("web"), samples=2)
+    with pytest.raises(SelectionError, match="was not made by hashtags"):
+        render_sample(workspace, "plain")
 
 
 def test_per_class_balances_and_like_follows_another_profile(workspace: Path) -> None:
