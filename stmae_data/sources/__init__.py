@@ -57,8 +57,13 @@ def rows_for(
         listing = reader(manifest, roots=places, annotations=annotations, splits=splits, classes=classes)
     else:
         _refuse(manifest, "--annotations", annotations)
-        _refuse(manifest, "--classes", classes)
-        listing = web.rows(manifest, roots=places, splits=splits)
+        fetched = [root for root in places if listed.fetched_books(root)]
+        if len(fetched) < len(places):
+            _refuse(manifest, "--classes", classes)
+        plain = [root for root in places if root not in fetched]
+        listing = web.rows(manifest, roots=plain, splits=splits) if plain else SourceListing()
+        for root in fetched:
+            listing.add(listed.fetched_rows(manifest, root, splits=splits, classes=classes))
     if limit is not None and len(listing.rows) > limit:
         listing.rows.sort(key=lambda row: (plan_key(manifest.seed, row.clip_id or "\0".join(_file(row))), *_place(row)))
         del listing.rows[limit:]

@@ -1,7 +1,8 @@
 """Tables that list videos by path or address: csv, tsv, json, jsonl, parquet, or txt with one per line.
 
 A table may come from anybody, so a path has to stay below the folders given with it, and an address is never opened here: its copy, which
-`fetch` leaves below a root under `fetched_name`, is the clip.
+`fetch` leaves below a root under `fetched_name`, is the clip. A folder that `fetch` filled holds tables of its own, its books: what could
+not be fetched stands in them with its reason, and becomes a row that says so.
 """
 
 from __future__ import annotations
@@ -35,15 +36,16 @@ from stmae_data.sources.listing import (
 from stmae_data.sources.sidecar import safe_url, sidecar_of
 from stmae_data.sources.tables import TABLE_SUFFIXES, load_json, read_text
 
-__all__ = ["fetched_name", "read_records", "rows"]
+__all__ = ["PATH_COLUMNS", "URL_COLUMNS", "fetched_books", "fetched_name", "fetched_rows", "read_records", "rows"]
 
-_PATHS = ("path", "file", "filepath", "file_path", "filename", "file_name", "video_path", "video")
-_URLS = ("url", "uri", "link", "webpage_url", "video_url")
+PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "video_path", "video")
+URL_COLUMNS = ("url", "uri", "link", "webpage_url", "video_url")
 _STARTS = ("start", "time_start", "start_time", "start_seconds")
 _ENDS = ("end", "time_end", "end_time", "end_seconds")
 _LABELS = ("label", "class", "label_name")
 _NUMBERS = frozenset({"age_limit", "duration", "like_count", "view_count"})
 _HASH = re.compile(r"[0-9a-f]{64}")
+_BOOK = re.compile(r"fetched(-\d+-of-\d+)?\.parquet")
 
 
 def fetched_name(url: str) -> str:
@@ -51,6 +53,34 @@ def fetched_name(url: str) -> str:
     ending = PurePosixPath(urlsplit(url).path).suffix.casefold()
     stem = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return stem + ending if ending[1:] in VIDEO_SUFFIXES else stem
+
+
+def fetched_books(folder: Path) -> list[Path]:
+    """The tables `fetch` left at the top of a folder: one, or one for each job."""
+    return sorted(path for path in folder.glob("fetched*.parquet") if _BOOK.fullmatch(path.name))
+
+
+def fetched_rows(
+    manifest: Manifest,
+    root: Path,
+    *,
+    splits: Sequence[str] | None = None,
+    classes: Collection[str] | None = None,
+) -> SourceListing:
+    """List what `fetch` brought into a folder, and what it could not bring, with the reason.
+
+    Raises:
+        SourceError: as `rows`.
+    """
+    listing = rows(manifest, roots=[root], annotations=fetched_books(root), splits=splits, classes=classes)
+    try:
+        if load_json(root / "fetch.json")["allow_private"]:
+            listing.notes.append(
+                f"{root.name} was fetched with --allow-private: addresses were not kept to the open internet."
+            )
+    except (SourceError, KeyError, TypeError):
+        listing.notes.append(f"{root.name} has no readable fetch.json, so how it was fetched is not known.")
+    return listing
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -118,7 +148,10 @@ def rows(
     tally = Tally()
     seen: set[tuple[object, ...]] = set()
     for table, number, record, split in records:
-        annotation = book.annotation(_text(record, _LABELS), split, row_number=number, annotation_sha256=digests[table])
+        row_number = record["row_number"] if isinstance(record.get("url_key"), str) else number
+        annotation = book.annotation(
+            _text(record, _LABELS), split, row_number=row_number, annotation_sha256=digests[table]
+        )
         if split not in wanted or (chosen is not None and annotation.label_slug not in chosen):
             continue
         row = lister.row(record, table, number, annotation)
@@ -159,7 +192,7 @@ class _Lister:
 
     def row(self, record: Mapping[str, Any], table: Path, number: int, annotation: Annotation) -> SourceRow:
         """The row of one record."""
-        path, url = _text(record, _PATHS), _text(record, _URLS)
+        path, url = _text(record, PATH_COLUMNS), _text(record, URL_COLUMNS)
         if path is not None and is_remote(path.casefold()):
             path, url = None, path
         if path is None and url is None:
@@ -167,6 +200,8 @@ class _Lister:
                 f"Row {number} of {table} names no video: wanted a column path or url; found {', '.join(record)}."
             )
         uri, member, size, problem = self._file(path, table) if path is not None else self._copy(url or "")
+        told, origin = _fetched(record)
+        problem = told or problem
         start_ms, end_ms = _span(record, table, number)
         sha256 = (_text(record, ("sha256",)) or "").casefold()
         is_known = problem is None and _HASH.fullmatch(sha256) is not None
@@ -186,7 +221,7 @@ class _Lister:
             source_sha256=sha256 if is_known else None,
             annotations=(annotation,),
             problem=problem,
-            web={**side.web, **({"license_origin": "table"} if "license" in side.web else {})},
+            web={**side.web, **({"license_origin": "table"} if "license" in side.web else {}), **origin},
         )
 
     def _file(self, text: str, table: Path) -> tuple[str, str | None, int | None, tuple[Reason, str] | None]:
@@ -223,6 +258,17 @@ class _Lister:
             # Addresses that differ in their query alone are told apart by the name of the copy.
             return shown, name, None, (Reason.NET_ERROR, "not fetched yet")
         return source_uri(entry.path), None, entry.size, entry.problem
+
+
+def _fetched(record: Mapping[str, Any]) -> tuple[tuple[Reason, str] | None, dict[str, Any]]:
+    """What a book of `fetch` says of a row: why there is no file, or where the file came from."""
+    if not isinstance(record.get("url_key"), str):
+        return None, {}
+    if record.get("status") == "fetched":
+        origin = {name: _text(record, (name,)) for name in ("resolved_url", "final_ip", "fetched_at")}
+        return None, {name: value for name, value in origin.items() if value is not None}
+    reason, detail = record.get("reason"), _text(record, ("detail",)) or ""
+    return ((Reason(reason), detail[:200]) if reason in set(Reason) else (Reason.NET_ERROR, "not fetched yet")), {}
 
 
 def _info(record: Mapping[str, Any], url: str | None) -> dict[str, Any]:

@@ -58,6 +58,13 @@ class SourceListing:
     notes: list[str] = field(default_factory=list)
     """Sentences for the report."""
 
+    def add(self, other: SourceListing) -> None:
+        """Put what another source offers behind what is here."""
+        self.rows += other.rows
+        self.reconciliation += other.reconciliation
+        self.skipped += other.skipped
+        self.notes += other.notes
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
