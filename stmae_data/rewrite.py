@@ -107,6 +107,8 @@ def rewrite(
     with ExitStack() as stack:
         stack.enter_context(files.lock(source / "meta" / "LOCK", what=f"Set {set_name}"))
         _sweep(source)
+        if (source / "meta" / "retry.parquet").is_file():
+            raise SetError(f"A retry of {set_name} was interrupted; finish it first: run its stmae-data build again.")
         _finish(source, progress)
         found = open_set(workspace, set_name)
         if expected_digest not in (None, found.digest):
@@ -253,7 +255,7 @@ def _finish(folder: Path, progress: Callable[[str, int, int], None] | None) -> R
 def _carry_over(source: Path, folder: Path, untouched: Sequence[str], touched: Sequence[str]) -> None:
     """Give a new set everything that does not change; a file that stands already is the same file."""
     meta = Path("meta")
-    books = [meta / "plan.parquet", meta / "removed.parquet"]
+    books = [meta / name for name in ("plan.parquet", "plan.json", "reconciliation.parquet", "removed.parquet")]
     books += [meta / "decisions" / each.name for each in sorted((source / meta / "decisions").glob("[!.]*.parquet"))]
     for name in untouched:
         books += [ledger_path(meta.parent, name), fingerprint_path(meta.parent, name), Path(f"{name}.tar")]

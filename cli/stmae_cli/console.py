@@ -7,7 +7,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, TypeVar
@@ -22,6 +23,7 @@ __all__ = [
     "done",
     "expand_lists",
     "facts",
+    "fill_optional",
     "journal",
     "make_app",
     "print_json",
@@ -105,6 +107,17 @@ def expand_lists(arguments: Sequence[str], *, options: Sequence[str], needs_posi
             current, num_positions = None, num_positions + 1
         expanded.append(argument)
     return expanded
+
+
+def fill_optional(arguments: Sequence[str], *, options: Mapping[str, Collection[str]]) -> list[str]:
+    """Give list options that may stand alone an empty value, which every parser understands: `--retry-failed --json` becomes
+    `--retry-failed "" --json`. `options` maps each of them to the words that are values of it."""
+    filled: list[str] = []
+    for argument, follower in pairwise([*arguments, ""]):
+        filled.append(argument)
+        if argument in options and follower not in options[argument]:
+            filled.append("")
+    return filled
 
 
 class _Terminated(KeyboardInterrupt):

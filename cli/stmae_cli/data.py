@@ -8,7 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from stmae_cli import console
+from stmae_cli.building import build
 from stmae_cli.console import JsonFlag, WorkspaceOption
+from stmae_data.errors import Reason
 
 __all__ = ["app", "main"]
 
@@ -42,65 +44,7 @@ def demo(
     console.done("The small world stands in", directory, is_json=is_json)
 
 
-@console.command(app, "build")
-def build(
-    manifest: Annotated[
-        str, typer.Argument(help="A shipped manifest (k400, k600, k700, k700-2020, web) or a TOML file.")
-    ],
-    source: Annotated[list[Path] | None, typer.Option("--from", help="Folders to read; several may be given.")] = None,
-    annotations: Annotated[
-        list[Path] | None, typer.Option(help="Annotation tables: csv, json, txt or parquet.")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the set; the manifest's unless given.")] = None,
-    split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
-    encode: Annotated[str | None, typer.Option(help="layered, lean, fast, copy or remux.")] = None,
-    workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
-    limit: Annotated[int | None, typer.Option(help="At most this many rows of each split.")] = None,
-    classes: Annotated[list[str] | None, typer.Option(help="Only these classes.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the nested order; the manifest's unless given.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 3 when any clip was rejected.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be planned; write nothing.")] = False,
-    workspace: WorkspaceOption = HERE,
-    is_json: JsonFlag = False,
-) -> None:
-    """Build a verified shard set, or go on with one that was interrupted.
-
-    Example: stmae-data build k400 --from /data/kinetics400 --workers 16
-    """
-    from stmae_data.build import BuildRequest
-    from stmae_data.build import build as run
-    from stmae_data.encode import Encoding
-    from stmae_data.manifest import load_manifest
-
-    found = load_manifest(manifest)
-    request = BuildRequest(
-        workspace=workspace,
-        manifest=found,
-        roots=tuple(source or ()),
-        annotations=tuple(annotations or ()),
-        name=name,
-        splits=tuple(split or ()),
-        classes=tuple(classes or ()),
-        limit=limit,
-        encoding=Encoding(mode=encode, short_side_px=found.short_side_px) if encode else None,
-        seed=seed,
-        workers=workers,
-        is_dry_run=dry_run,
-    )
-    with console.journal(workspace, "stmae-data build", {"set": request.set_name}), console.progress() as progress:
-        report = run(request, progress=progress)
-    if is_json:
-        console.print_json(report.as_json())
-    reasons = [[f"  {code}", count] for code, count in sorted(report.counts["reasons"].items())]
-    rows = [[kind, report.counts[kind]] for kind in ("planned", "written", "dropped", "failed")]
-    console.table(
-        f"{report.set_name} version {report.version}", ["clips", "number"], [*rows, *reasons], is_json=is_json
-    )
-    if dry_run:
-        console.done("Nothing was written; the set would stand in", report.folder, is_json=is_json)
-        return
-    console.done(f"Set {report.set_name} is sealed, digest {report.digest[:12]}, in", report.folder, is_json=is_json)
-    raise typer.Exit(report.exit_code(is_strict=strict))
+console.command(app, "build")(build)
 
 
 @console.command(app, "dedup")
@@ -387,8 +331,9 @@ def catalog_rebuild(workspace: WorkspaceOption = HERE, is_json: JsonFlag = False
 
 def main() -> None:
     """Entry point of `stmae-data`."""
-    lists = ("--from", "--annotations", "--split", "--classes", "--against", "--level")
-    app(console.expand_lists(sys.argv[1:], options=lists, needs_position=("build", "leaks", "select")))
+    lists = ("--from", "--annotations", "--split", "--classes", "--against", "--level", "--retry-failed")
+    arguments = console.fill_optional(sys.argv[1:], options={"--retry-failed": frozenset(Reason)})
+    app(console.expand_lists(arguments, options=lists, needs_position=("build", "leaks", "select")))
 
 
 if __name__ == "__main__":

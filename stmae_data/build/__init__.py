@@ -6,29 +6,41 @@ a rerun goes on from there and ends with the same bytes.
 
 from __future__ import annotations
 
-import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stmae_data import __version__, files
-from stmae_data.build.plan import Plan, extend_plan, load_plan
+from stmae_data import files
+from stmae_data.build.plan import Plan, extend_plan, load_plan, refuse_other_settings
+from stmae_data.build.retry import (
+    end_retry,
+    has_retry,
+    plan_retry,
+    reasons_of,
+    retry_run_id,
+    retry_shards,
+    settle_retry,
+)
+from stmae_data.build.seal import seal_build
 from stmae_data.encode import Encoding, ffmpeg_executable, ffmpeg_version
 from stmae_data.engines import run_tasks
-from stmae_data.errors import SetError, SourceError
+from stmae_data.errors import Reason, SetError, SourceError
 from stmae_data.manifest import Manifest
 from stmae_data.records import set_folder
-from stmae_data.shards import ShardInfo, count_outcomes, ledger_path, seal_set, shard_info
-from stmae_data.sources import rows_for
+from stmae_data.shards import ledger_path
+from stmae_data.sources import SourceListing, rows_for
 
-__all__ = ["BuildReport", "BuildRequest", "build"]
+__all__ = ["BuildReport", "BuildRequest", "build", "reasons_of"]
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
-    """What to build, from where, how. `roots` and `annotations` default to what the manifest names."""
+    """What to build, from where, how. `roots` and `annotations` default to what the manifest names; rows that ended with a reason
+    of `retry` are taken up again."""
 
     workspace: Path
     manifest: Manifest
@@ -41,6 +53,7 @@ class BuildRequest:
     encoding: Encoding | None = None
     seed: int | None = None
     workers: int = 1
+    retry: frozenset[Reason] = frozenset()
     is_dry_run: bool = False
 
     @property
@@ -81,8 +94,8 @@ class BuildReport:
         return 3 if rejected > (0 if is_strict else self.counts["planned"] / 2) else 0
 
 
-def build(request: BuildRequest, *, progress: Callable[[str, int, int], None] | None = None) -> BuildReport:
-    """Build, resume or extend a set.
+def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildReport:
+    """Build, resume or extend a set; take up what failed when asked.
 
     Args:
         request: what to build.
@@ -96,6 +109,80 @@ def build(request: BuildRequest, *, progress: Callable[[str, int, int], None] | 
     folder = set_folder(request.workspace, request.set_name)
     encoding = request.encoding or Encoding(mode="layered", short_side_px=request.manifest.short_side_px)
     ffmpeg_executable()  # a missing tool stops the build before work starts
+    listing = _list(request)
+    settings = _settings(request, encoding)
+    if request.is_dry_run:
+        return BuildReport(
+            request.set_name, folder, 0, "", _no_counts(len(listing.rows)), 0, time.monotonic() - started
+        )
+
+    with files.lock(folder / "meta" / "LOCK", what=f"Set {request.set_name}"):
+        _sweep(folder)
+        _refuse_unfinished_rewrite(folder)
+        try:
+            plan, internal_errors = _plan_and_work(folder, request, settings, listing, progress)
+        except BaseException:
+            _sweep(folder)  # the workers are dead by now; what was committed stays, what was half-written goes
+            raise
+        report = seal_build(
+            folder, plan, name=request.set_name, manifest=request.manifest, settings=settings, encoding=encoding
+        )
+        end_retry(folder)
+    return BuildReport(
+        request.set_name,
+        folder,
+        report["version"],
+        report["digest"],
+        report["counts"],
+        report["shards"],
+        time.monotonic() - started,
+        internal_errors,
+    )
+
+
+def _plan_and_work(
+    folder: Path, request: BuildRequest, settings: Mapping[str, Any], listing: SourceListing, progress: Progress | None
+) -> tuple[Plan, int]:
+    """Finish what an earlier build left, plan and work what is new, then take up what failed.
+
+    Returns:
+        The plan as it stands then, every shard of it committed; and how many clips ended in an internal error.
+    """
+    errors = 0
+    plan = load_plan(folder)
+    was_interrupted = has_retry(folder)
+    if plan is not None:
+        refuse_other_settings(plan, settings, folder=folder)
+        errors += _work(folder, plan, request, progress)
+    if plan is not None and was_interrupted:
+        errors += _retry(folder, plan, request, progress)
+        plan = load_plan(folder)
+    plan = extend_plan(
+        plan,
+        folder=folder,
+        manifest=request.manifest,
+        settings=dict(settings),
+        listing=listing,
+        workers=request.workers,
+        progress=progress,
+    )
+    errors += _work(folder, plan, request, progress)
+    # An interrupted retry was this command's own: taking its failures up once more would end with other bytes.
+    if not was_interrupted and plan_retry(
+        folder,
+        plan,
+        listing=listing,
+        reasons=request.retry,
+        manifest=request.manifest,
+        workers=request.workers,
+        progress=progress,
+    ):
+        errors += _retry(folder, plan, request, progress)
+        plan = load_plan(folder) or plan
+    return plan, errors
+
+
+def _list(request: BuildRequest) -> SourceListing:
     listing = rows_for(
         request.manifest,
         roots=request.roots,
@@ -109,7 +196,12 @@ def build(request: BuildRequest, *, progress: Callable[[str, int, int], None] | 
             f"There is nothing to build {request.set_name} from: no video was found for {request.manifest.name}; "
             "name its folders with --from and its tables with --annotations."
         )
-    settings = {
+    return listing
+
+
+def _settings(request: BuildRequest, encoding: Encoding) -> dict[str, Any]:
+    """What all shards of a set are made with; a set that stands with others is not touched."""
+    return {
         "manifest": request.manifest.name,
         "manifest_sha256": request.manifest.sha256,
         "encoding": encoding.mode,
@@ -117,42 +209,6 @@ def build(request: BuildRequest, *, progress: Callable[[str, int, int], None] | 
         "seed": request.manifest.seed if request.seed is None else request.seed,
         "ffmpeg": ffmpeg_version(),
     }
-    if request.is_dry_run:
-        return BuildReport(
-            request.set_name, folder, 0, "", _no_counts(len(listing.rows)), 0, time.monotonic() - started
-        )
-
-    with files.lock(folder / "meta" / "LOCK", what=f"Set {request.set_name}"):
-        _sweep(folder)
-        if (folder / "meta" / "rewrite.json").exists():
-            raise SetError(
-                f"A rewrite of {request.set_name} was interrupted; finish it first: stmae-data dedup {request.set_name}"
-            )
-        plan = extend_plan(
-            load_plan(folder),
-            folder=folder,
-            manifest=request.manifest,
-            settings=settings,
-            listing=listing,
-            workers=request.workers,
-            progress=progress,
-        )
-        try:
-            internal_errors = _work(folder, plan, request, progress)
-        except BaseException:
-            _sweep(folder)  # the workers are dead by now; what was committed stays, what was half-written goes
-            raise
-        report = _seal(folder, plan, request, settings, encoding)
-    return BuildReport(
-        request.set_name,
-        folder,
-        report["version"],
-        report["digest"],
-        report["counts"],
-        report["shards"],
-        time.monotonic() - started,
-        internal_errors,
-    )
 
 
 def _sweep(folder: Path) -> None:
@@ -161,11 +217,36 @@ def _sweep(folder: Path) -> None:
         files.sweep_temp(each)
 
 
-def _work(folder: Path, plan: Plan, request: BuildRequest, progress: Callable[[str, int, int], None] | None) -> int:
+def _refuse_unfinished_rewrite(folder: Path) -> None:
+    if (folder / "meta" / "rewrite.json").exists():
+        raise SetError(f"A rewrite of {folder.name} was interrupted; finish it first: stmae-data dedup {folder.name}")
+
+
+def _work(folder: Path, plan: Plan, request: BuildRequest, progress: Progress | None) -> int:
     """Do every planned shard that has no ledger yet; returns how many clips ended in an internal error."""
-    todo = [name for name in plan.shards if not ledger_path(folder, name).exists()]
-    total = sum(plan.shards.values())
-    done = total - sum(plan.shards[name] for name in todo)
+    return _run(folder, plan.shards, {"plan": "plan.parquet", **plan.task_settings()}, request, progress)
+
+
+def _retry(folder: Path, plan: Plan, request: BuildRequest, progress: Progress | None) -> int:
+    """Do the shards of a planned retry, then move what was recovered."""
+    settings = {**plan.task_settings(), "plan": "retry.parquet", "run_id": retry_run_id(folder)}
+    errors = _run(folder, retry_shards(folder), settings, request, progress)
+    settle_retry(folder)
+    return errors
+
+
+def _run(
+    folder: Path,
+    shards: Mapping[str, int],
+    settings: Mapping[str, Any],
+    request: BuildRequest,
+    progress: Progress | None,
+) -> int:
+    todo = [name for name in shards if not ledger_path(folder, name).exists()]
+    if not todo:
+        return 0
+    total = sum(shards.values())
+    done = total - sum(shards[name] for name in todo)
 
     def tick(clips: int) -> None:
         nonlocal done
@@ -173,86 +254,13 @@ def _work(folder: Path, plan: Plan, request: BuildRequest, progress: Callable[[s
         if progress is not None:
             progress("encode", done, total)
 
-    if progress is not None:
-        progress("encode", done, total)
-    tasks = [{"folder": str(folder), "name": name, **plan.task_settings()} for name in todo]
+    tick(0)
+    tasks = [{"folder": str(folder), "name": name, **settings} for name in todo]
     target = "stmae_data.build.work:build_shard"
     return sum(
         receipt["internal_errors"] for _, receipt in run_tasks(target, tasks, workers=request.workers, tick=tick)
     )
 
 
-def _seal(
-    folder: Path, plan: Plan, request: BuildRequest, settings: dict[str, Any], encoding: Encoding
-) -> dict[str, Any]:
-    """Write `set.json` from the ledgers; an unchanged set keeps its version."""
-    shards = [shard_info(folder, name) for name in plan.shards]
-    counts = count_outcomes([ledger_path(folder, name) for name in plan.shards])
-    if counts["planned"] != plan.num_rows:
-        raise SetError(
-            f"{request.set_name}: {plan.num_rows} rows are planned but the ledgers hold {counts['planned']}; verify the set before using it."
-        )
-    previous = files.read_json(folder / "meta" / "set.json") if (folder / "meta" / "set.json").exists() else None
-    version = _next_version(previous, shards)
-    if previous is not None and version == previous["version"]:
-        return {"version": version, "digest": previous["digest"], "counts": counts, "shards": len(shards)}
-    digest = seal_set(
-        folder,
-        shards,
-        name=request.set_name,
-        version=version,
-        created_from={
-            "manifest": settings["manifest"],
-            "manifest_sha256": settings["manifest_sha256"],
-            "plan_sha256": files.sha256_file(folder / "meta" / "plan.parquet"),
-        },
-        recipe={
-            "encoding": encoding.mode,
-            "layout": encoding.layout,
-            "profile": encoding.mode,
-            "short_side_px": encoding.short_side_px,
-            "seed": settings["seed"],
-            "shard_bytes": request.manifest.shard_bytes,
-            "shard_count": len(shards),
-        },
-        counts=counts,
-        parents=[],
-        versions=_versions(),
-        extra={"sources": [_source_line(request.manifest)]},
-    )
-    return {"version": version, "digest": digest, "counts": counts, "shards": len(shards)}
-
-
-def _next_version(previous: dict[str, Any] | None, shards: Sequence[ShardInfo]) -> int:
-    if previous is None:
-        return 1
-    known = {line["name"]: line["ledger_sha256"] for split in previous["splits"].values() for line in split["shards"]}
-    is_same = known == {shard.name: shard.ledger_sha256 for shard in shards}
-    return int(previous["version"]) + (0 if is_same else 1)
-
-
 def _no_counts(planned: int) -> dict[str, Any]:
     return {"planned": planned, "written": 0, "dropped": 0, "failed": 0, "reasons": {}}
-
-
-def _source_line(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "name": manifest.name,
-        "kind": manifest.kind,
-        "license": manifest.license,
-        "is_redistributable": manifest.is_redistributable,
-        "citation": manifest.citation,
-    }
-
-
-def _versions() -> dict[str, str]:
-    import av
-    import duckdb
-
-    return {
-        "stmae": __version__,
-        "python": platform.python_version(),
-        "ffmpeg": ffmpeg_version(),
-        "pyav": av.__version__,
-        "duckdb": duckdb.__version__,
-    }

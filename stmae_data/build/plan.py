@@ -5,32 +5,50 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stmae_data import files, media
+from stmae_data.build.removed import Tombstones, read_tombstones
 from stmae_data.errors import ClipRejected, Reason, SetError
 from stmae_data.manifest import Manifest
 from stmae_data.records import PLAN_COLUMNS, SCHEMA_VERSION, SourceRow, is_valid_key, make_row_id, plan_key, web_clip_id
-from stmae_data.shards import shard_name
+from stmae_data.shards import ledger_path, shard_name
 from stmae_data.sources import SourceListing, open_member, source_path
 
-__all__ = ["Plan", "extend_plan", "load_plan", "open_bytes"]
+__all__ = [
+    "Plan",
+    "extend_plan",
+    "lay_out",
+    "load_plan",
+    "open_bytes",
+    "refuse_other_settings",
+    "row_id_of",
+    "successor_of",
+]
 
 _BYTES_PER_SECOND = 60_000
 """A layered 256-pixel clip takes 0.3 to 1.0 MB in 10 s (PERFORMANCE)."""
 _UNKNOWN_SECONDS = 10.0
 
 
+_Waiting = tuple[str, str, int | None, int | None]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A committed plan: how many rows each shard holds, and the settings every shard is made with."""
+    """A committed plan: how many rows each shard holds, and the settings every shard is made with.
+
+    `shards` has no gap: a shard whose rows have all moved on holds none. `waiting` names the rows of addresses whose copy was not
+    here yet, by split, name of the copy or address, and interval.
+    """
 
     shards: dict[str, int]
     row_ids: frozenset[str]
+    waiting: dict[_Waiting, str]
     settings: dict[str, Any]
 
     @property
@@ -42,18 +60,58 @@ class Plan:
         """What a worker needs beside the rows."""
         return {key: self.settings[key] for key in ("encoding", "short_side_px", "dataset", "release", "run_id")}
 
+    def ledgers(self, folder: Path) -> list[Path]:
+        """Paths of the ledgers of all planned shards."""
+        return [ledger_path(folder, name) for name in self.shards]
+
 
 def load_plan(folder: Path) -> Plan | None:
     """The committed plan of a set, or None where there is none yet."""
     table = folder / "meta" / "plan.parquet"
     if not table.exists():
         return None
-    rows = files.read_table(table, "SELECT row_id, shard FROM book ORDER BY shard, ordinal")
-    shards: dict[str, int] = defaultdict(int)
+    settings = folder / "meta" / "plan.json"
+    if not settings.is_file():
+        raise SetError(
+            f"Set {folder.name} has a plan but no settings: {settings} is missing; restore it, or build another set with --name."
+        )
+    columns = "row_id, shard, split, source_uri, source_member, start_ms, end_ms, url"
+    rows = files.read_table(table, f"SELECT {columns} FROM book ORDER BY shard, ordinal")
+    counts: dict[str, int] = defaultdict(int)
+    last: dict[str, int] = {}
     for row in rows:
-        shards[row["shard"]] += 1
-    settings = files.read_json(folder / "meta" / "plan.json")
-    return Plan(dict(sorted(shards.items())), frozenset(row["row_id"] for row in rows), settings)
+        counts[row["shard"]] += 1
+        split, _, number = row["shard"].rpartition("-")
+        last[split] = max(last.get(split, 0), int(number))
+    names = [shard_name(split, number) for split, most in sorted(last.items()) for number in range(most + 1)]
+    waiting: dict[_Waiting, str] = {}
+    for row in rows:
+        if row["source_member"] is not None and row["source_uri"].startswith(("http://", "https://")):
+            for name in (row["source_member"][:_COPY_HEX], row["url"]):
+                key = (row["split"], name, row["start_ms"], row["end_ms"])
+                waiting[key] = row["row_id"] if key not in waiting else _AMBIGUOUS
+    return Plan(
+        {name: counts.get(name, 0) for name in names},
+        frozenset(row["row_id"] for row in rows),
+        waiting,
+        files.read_json(settings),
+    )
+
+
+_COPY_HEX = 32
+"""An address is told from others by the first 32 hex of its hash: its row's member, and the stem of the copy `fetch` leaves."""
+_AMBIGUOUS = ""
+
+
+def successor_of(row: SourceRow, plan: Plan) -> str | None:
+    """The planned row that waits for the copy `row` stands for; None for any other row."""
+    if not plan.waiting or not row.source_uri.startswith("file://") or row.source_member is not None:
+        return None
+    stem = row.source_uri.rpartition("/")[2].partition(".")[0]
+    for name in (stem, row.web.get("url")):
+        if name is not None and (found := plan.waiting.get((row.split, name, row.start_ms, row.end_ms))):
+            return found
+    return None
 
 
 def extend_plan(
@@ -68,16 +126,23 @@ def extend_plan(
 ) -> Plan:
     """Plan the rows that are not planned yet behind those that are, and commit; nothing new leaves the plan as it is.
 
-    Raises:
-        SetError: the set was planned with other settings.
+    Every shard of `plan` is committed: its clips are not written twice.
     """
-    if plan is not None:
-        _refuse_other_settings(plan.settings, settings, folder)
     known = plan.row_ids if plan else frozenset()
-    fresh = [row for row in listing.rows if row_id_of(row) not in known]
+    fresh = [
+        row for row in listing.rows if row_id_of(row) not in known and (plan is None or successor_of(row, plan) is None)
+    ]
     if plan is not None and not fresh:
         return plan
-    planned = list(_lay_out(_named(fresh, workers=workers, progress=progress), manifest, settings["seed"], plan))
+    planned = lay_out(
+        fresh,
+        plan,
+        folder=folder,
+        manifest=manifest,
+        seed=settings["seed"],
+        workers=workers,
+        progress=progress,
+    )
     run_id = "build-" + files.sha256_text("\n".join(sorted(row["row_id"] for row in planned)))[:12]
     old = files.read_table(folder / "meta" / "plan.parquet") if plan else []
     everything = {
@@ -108,11 +173,16 @@ _RECONCILIATION = {
 }
 
 
-def _refuse_other_settings(planned: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+def refuse_other_settings(plan: Plan, wanted: Mapping[str, Any], *, folder: Path) -> None:
+    """All shards of a set are made alike.
+
+    Raises:
+        SetError: the set was planned with other settings.
+    """
     for key, value in wanted.items():
-        if planned[key] != value:
+        if plan.settings[key] != value:
             raise SetError(
-                f"Set {folder.name} was planned with {key} {planned[key]!r}, this build wants {value!r}; "
+                f"Set {folder.name} was planned with {key} {plan.settings[key]!r}, this build wants {value!r}; "
                 f"keep the old value or build another set with --name."
             )
 
@@ -164,7 +234,60 @@ def _named(
             yield row
 
 
-def _lay_out(rows: Iterable[SourceRow], manifest: Manifest, seed: int, plan: Plan | None) -> Iterable[dict[str, Any]]:
+def lay_out(
+    rows: Sequence[SourceRow],
+    plan: Plan | None,
+    *,
+    folder: Path,
+    manifest: Manifest,
+    seed: int,
+    workers: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> list[dict[str, Any]]:
+    """Rows of a plan for a new generation of shards behind those of `plan`: named, decided where that can be, ordered, cut.
+
+    Each split is ordered by hash(seed, clip id); equal clip ids stay together in one shard.
+    """
+    named = _named(rows, workers=workers, progress=progress)
+    tombstones = read_tombstones(folder)
+    standing: set[str] = set()
+    if plan is not None:
+        query = "SELECT clip_id FROM book WHERE outcome = 'written'"
+        standing = {row["clip_id"] for row in files.read_table(plan.ledgers(folder), query)}
+    decided = _once_per_set([_decided(row, tombstones, standing) for row in named], manifest)
+    return list(_cut(decided, manifest, seed, plan))
+
+
+def _decided(row: SourceRow, tombstones: Tombstones, standing: Collection[str]) -> SourceRow:
+    """Say at once why a row will not be written, where the set's books know."""
+    if row.problem is not None:
+        return row
+    problem = tombstones.problem(row_id_of(row), row.clip_id, row.source_sha256)
+    if problem is None and row.clip_id in standing:
+        problem = (Reason.DUPLICATE, _STANDS_ALREADY)
+    return row if problem is None else dataclasses.replace(row, problem=problem)
+
+
+_STANDS_ALREADY = "the same clip stands in this set already"
+
+
+def _once_per_set(rows: list[SourceRow], manifest: Manifest) -> list[SourceRow]:
+    """A clip that several splits offer is kept by one: an evaluation split before others, then the first by name."""
+    owners: dict[str, str] = {}
+    rank = {split: (split not in manifest.evaluation_splits, split) for split in {row.split for row in rows}}
+    for row in rows:
+        if row.clip_id is not None and row.problem is None:
+            owner = owners.setdefault(row.clip_id, row.split)
+            owners[row.clip_id] = min(owner, row.split, key=rank.__getitem__)
+    return [
+        dataclasses.replace(row, problem=(Reason.DUPLICATE, f"the same clip stands in split {owners[row.clip_id]}"))
+        if row.problem is None and row.clip_id is not None and owners[row.clip_id] != row.split
+        else row
+        for row in rows
+    ]
+
+
+def _cut(rows: Iterable[SourceRow], manifest: Manifest, seed: int, plan: Plan | None) -> Iterator[dict[str, Any]]:
     """Order each split by hash(seed, clip id) and cut it into shards behind those that stand; equal clip ids stay together."""
     splits: dict[str, list[tuple[int, str, SourceRow]]] = defaultdict(list)
     for row in rows:

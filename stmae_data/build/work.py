@@ -10,6 +10,7 @@ from typing import Any
 
 from stmae_data import __version__, files, fingerprint, media
 from stmae_data.build.plan import open_bytes
+from stmae_data.build.removed import Tombstones, read_tombstones
 from stmae_data.encode import EncodedClip, Encoding, encode_clip, ffmpeg_version
 from stmae_data.engines import Tick
 from stmae_data.errors import ClipRejected, Reason, StmaeDataError
@@ -23,15 +24,16 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
     """Write the tar, the fingerprints and the ledger of one planned shard, in that order; the ledger is the commit.
 
     Args:
-        task: folder and name of the shard, encoding, short_side_px, dataset, release, run_id.
+        task: folder and name of the shard, table of its plan, encoding, short_side_px, dataset, release, run_id.
         tick: told of every clip that is decided.
 
     Returns:
         {"name", "written", "internal_errors"}.
     """
     folder, name = Path(task["folder"]), str(task["name"])
-    plan = folder / "meta" / "plan.parquet"
+    plan = folder / "meta" / str(task["plan"])
     rows = files.read_table(plan, "SELECT * FROM book WHERE shard = ? ORDER BY ordinal", [name])
+    tombstones = read_tombstones(folder)
     encoding = Encoding(mode=task["encoding"], short_side_px=task["short_side_px"])
     ledger: list[dict[str, Any]] = []
     written: list[dict[str, Any]] = []
@@ -42,13 +44,18 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
             entry = _start_entry(row, task)
             ledger.append(entry)
             last = written[-1] if written else None
+            problem = tombstones.problem(row["row_id"], row["clip_id"], row["source_sha256"])
             if row["planned_reason"] is not None:
-                _reject(entry, Reason(row["planned_reason"]), row["planned_detail"] or "", stage="plan")
+                problem = (Reason(row["planned_reason"]), row["planned_detail"] or "")
+            if problem is not None:
+                _reject(entry, *problem, stage="plan")
+                if problem[0] is Reason.DUPLICATE:
+                    entry["duplicate_of"] = row["clip_id"]
             elif last is not None and row["clip_id"] is not None and last["clip_id"] == row["clip_id"]:
                 _reject(entry, Reason.DUPLICATE, "the same clip stands in this set already", stage="plan")
                 entry["duplicate_of"] = last["clip_id"]
             else:
-                clip = _encode(row, entry, encoding)
+                clip = _encode(row, entry, encoding, tombstones)
                 if clip is not None:
                     entry |= {"outcome": "written", "stage": "store"}
                     written.append(entry)
@@ -80,7 +87,7 @@ def _start_entry(row: dict[str, Any], task: dict[str, Any]) -> dict[str, Any]:
         "ordinal": None,
         "outcome": None,
         "reason": None,
-        "attempts": 1,
+        "attempts": row.get("attempts") or 1,
         "ffmpeg_version": ffmpeg_version(),
         "stmae_version": __version__,
         "run_id": task["run_id"],
@@ -91,7 +98,9 @@ def _reject(entry: dict[str, Any], reason: Reason, detail: str, *, stage: str) -
     entry |= {"outcome": reason.outcome, "reason": str(reason), "reason_detail": detail[:200] or None, "stage": stage}
 
 
-def _encode(row: dict[str, Any], entry: dict[str, Any], encoding: Encoding) -> EncodedClip | None:
+def _encode(
+    row: dict[str, Any], entry: dict[str, Any], encoding: Encoding, tombstones: Tombstones
+) -> EncodedClip | None:
     """Open, hash, probe and encode one clip; a clip that cannot be used leaves its reason in `entry`."""
     try:
         with open_bytes(row["source_uri"], row["source_member"]) as descriptor:
@@ -104,6 +113,8 @@ def _encode(row: dict[str, Any], entry: dict[str, Any], encoding: Encoding) -> E
                 )
                 reason = Reason.CHANGED if was_hashed_here else Reason.HASH_MISMATCH
                 raise ClipRejected(reason, "the bytes are not those that were planned")
+            if (gone := tombstones.problem(None, None, sha256)) is not None:
+                raise ClipRejected(*gone)
             header = media.probe(descriptor)
             span = ClipSpan(row["start_ms"], row["end_ms"]) if row["is_cut"] else None
             clip = encode_clip(descriptor, header, encoding=encoding, span=span)

@@ -100,14 +100,21 @@ def fingerprint_path(folder: Path, name: str) -> Path:
     return folder / "meta" / "fingerprints" / f"{name}.parquet"
 
 
-def commit_ledger(folder: Path, name: str, rows: Sequence[Mapping[str, Any]], *, tar_sha256: str | None = None) -> str:
+def commit_ledger(
+    folder: Path,
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    tar_sha256: str | None = None,
+    point: str = "ledger",
+) -> str:
     """Write the ledger of shard `name` in plan order; this rename is the shard's commit. Returns the ledger's sha256.
 
     The footer keeps the tar's sha256 (taken from the file where it is not given), so that sealing never reads a tar again.
     """
     path, tar = ledger_path(folder, name), folder / f"{name}.tar"
     metadata = {"tar_sha256": tar_sha256 or files.sha256_file(tar), "tar_bytes": str(tar.stat().st_size)}
-    files.commit_table(path, rows, LEDGER_COLUMNS, point="ledger", order_by="plan_order, row_id", metadata=metadata)
+    files.commit_table(path, rows, LEDGER_COLUMNS, point=point, order_by="plan_order, row_id", metadata=metadata)
     return files.sha256_file(path)
 
 

@@ -130,6 +130,12 @@ def check_leftovers(folder: Path, seal: Seal | None, findings: Findings) -> None
             "meta/rewrite.json",
             "a rewrite was interrupted; run the same command again to finish it",
         )
+    if (folder / "meta" / "retry.parquet").exists():
+        findings.add(
+            DamageCode.REWRITE_UNFINISHED,
+            "meta/retry.parquet",
+            "a retry was interrupted; run the same stmae-data build again to finish it",
+        )
     if seal is None:
         return
     known = {line["name"] for line in seal.lines}
