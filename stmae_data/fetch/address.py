@@ -88,6 +88,8 @@ def parse_url(text: str) -> Address:
         raise _refused("the scheme is not http or https")
     if parts.username is not None or parts.password is not None:
         raise _refused("a user or password in it")
+    if "[" in parts.netloc and ":" not in (host or ""):
+        _no_host()
     if not host or port == 0:
         raise _refused("no host or port")
     target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
@@ -120,7 +122,10 @@ def follow(address: Address, location: str) -> Address:
     Raises:
         ClipRejected: `refused_url`, as `parse_url`, and for a step from https down to http.
     """
-    there = parse_url(urljoin(address.url, location.strip()))
+    try:
+        there = parse_url(urljoin(address.url, location.strip()))
+    except ValueError as error:
+        raise _refused("a redirect to no well-formed address") from error
     if address.scheme == "https" and there.scheme == "http":
         raise _refused("a redirect from https to http")
     return there

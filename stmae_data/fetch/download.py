@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from stmae_data import files
 from stmae_data.errors import Busy, ClipRejected, Reason, SetError
+from stmae_data.fetch.address import parse_url
 from stmae_data.fetch.checks import is_opted_out
 from stmae_data.fetch.client import Answer, Client, Passing, Stopped
 from stmae_data.sources.listed import fetched_name
@@ -81,6 +82,7 @@ def download(
         Busy: another process fetches the same URL into the same place.
         StorageError: the disk; Stopped: the client was asked to stop.
     """
+    parse_url(url)
     clock = client.clock()
     partial.mkdir(parents=True, exist_ok=True)
     with _Part.held(partial, url) as part:

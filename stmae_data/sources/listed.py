@@ -50,7 +50,10 @@ _BOOK = re.compile(r"fetched(-\d+-of-\d+)?\.parquet")
 
 def fetched_name(url: str) -> str:
     """The file name `fetch` gives what it brings from an address: 32 hex of its hash, and the ending the address has if it is one of videos."""
-    ending = PurePosixPath(urlsplit(url).path).suffix.casefold()
+    try:
+        ending = PurePosixPath(urlsplit(url).path).suffix.casefold()
+    except ValueError:  # no address at all; it still needs a name to be told by
+        ending = ""
     stem = hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()[:32]
     return stem + ending if ending[1:] in VIDEO_SUFFIXES else stem
 
