@@ -233,6 +233,43 @@ def _show_metrics(metrics: dict[str, Any], run_dir: Path, *, is_json: bool) -> N
     console.done("Run:", run_dir, is_json=is_json)
 
 
+@console.command(app, "embed")
+def embed(
+    shards: Annotated[str, typer.Argument(metavar="SET", help="SET[:SPLIT][/SELECTION] to embed.")],
+    init: InitOption,
+    recipe: RecipeOption,
+    name: Annotated[str | None, typer.Option(help="Name of the table; that of the run unless given.")] = None,
+    views: Annotated[int, typer.Option(help="Clips per video, evenly spaced; their vectors are averaged.")] = 1,
+    changes: SetOption = None,
+    workers: WorkersOption = 0,
+    device: DeviceOption = None,
+    workspace: WorkspaceOption = HERE,
+    is_json: JsonFlag = False,
+) -> None:
+    """Write one vector per clip, which `stmae-data sql` reads as the table `embedding`.
+
+    Example: stmae-train embed web --init mae-st-l16-k400-s0 --recipe mae-st-l16
+    """
+    from stmae_train.embed import EmbedRequest
+    from stmae_train.embed import embed as run
+
+    request = EmbedRequest(
+        workspace=workspace,
+        init=_init(workspace, init),
+        shards=shards,
+        recipe=_recipe(recipe, changes),
+        name=name or Path(init).name.removesuffix(".safetensors"),
+        views=views,
+        workers=workers,
+        device=device,
+    )
+    with console.journal(workspace, "stmae-train embed", {"shards": shards, "init": init}):
+        made = run(request)
+    if is_json:
+        console.print_json({"table": str(made.path), "clips": made.num_clips, "width": made.width})
+    console.done(f"{made.num_clips} vectors of {made.width} numbers:", made.path, is_json=is_json)
+
+
 @console.command(app, "evaluate")
 def evaluate(
     weights: Annotated[str, typer.Argument(metavar="RUN", help="A fine-tuning run, or its weights file.")],

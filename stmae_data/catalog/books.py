@@ -10,6 +10,7 @@
     removed      what left a set later: set_name, clip_id, source_sha256, shard, reason, detail, …
     shard_set    one row per set: set_name, version, digest, is_sealed
     shard_file   one row per sealed shard: set_name, name, split, sha256, bytes, samples, seconds, ledger_sha256
+    embedding    vectors of a frozen encoder: set_name, clip_id, model, vector; loaded only for an SQL text that names them
 
 A sealed set shows the ledgers its `set.json` lists, an unsealed one every ledger committed so far.
 """
@@ -49,6 +50,7 @@ TABLES = (
     "removed",
     "shard_set",
     "shard_file",
+    "embedding",
 )
 
 DECISION_COLUMNS: dict[str, str] = {
@@ -87,6 +89,8 @@ REMOVED_COLUMNS: dict[str, str] = {
     "detail": "VARCHAR",
     "run_id": "VARCHAR",
 }
+
+_EMBEDDING_COLUMNS: dict[str, str] = {"clip_id": "VARCHAR", "model": "VARCHAR", "vector": "FLOAT[]"}
 
 _SHARD_COLUMNS: dict[str, str] = {
     "name": "VARCHAR",
@@ -174,8 +178,10 @@ def _books_of(folder: Path) -> SetBooks:
     return SetBooks(folder.name, folder, seal, tuple(ledger_path(folder, name) for name in sorted(names)))
 
 
-def load_books(connection: Any, books: Iterable[SetBooks]) -> None:
+def load_books(connection: Any, books: Iterable[SetBooks], *, has_embeddings: bool = False) -> None:
     """Read the books into tables of `connection` (its current schema) and lay the views over them.
+
+    Embeddings are large: their table stays empty unless they are asked for.
 
     Raises:
         SetError: a table is damaged.
@@ -192,6 +198,7 @@ def load_books(connection: Any, books: Iterable[SetBooks]) -> None:
         {"set_name": "VARCHAR", "version": "INTEGER", "digest": "VARCHAR", "is_sealed": "BOOLEAN"},
     )
     _create(connection, "shard_file", {"set_name": "VARCHAR", **_SHARD_COLUMNS})
+    _create(connection, "embedding", {"set_name": "VARCHAR", **_EMBEDDING_COLUMNS})
     for each in books:
         seal = each.seal or {}
         connection.execute(
@@ -208,6 +215,9 @@ def load_books(connection: Any, books: Iterable[SetBooks]) -> None:
                 insert_known(
                     connection, "decision", DECISION_COLUMNS, [path], {"set_name": each.name, "run": path.stem}
                 )
+            if has_embeddings:
+                vectors = _tables(meta / "embeddings")
+                insert_known(connection, "embedding", _EMBEDDING_COLUMNS, vectors, {"set_name": each.name})
             for table, columns in (("groups", GROUP_COLUMNS), ("removed", REMOVED_COLUMNS)):
                 path = meta / f"{table}.parquet"
                 if path.is_file():

@@ -63,7 +63,7 @@ def locked_select(
     books = find_books(workspace, sets)
     connection = files.connect(memory_limit=memory_limit)
     try:
-        load_books(connection, books)
+        load_books(connection, books, has_embeddings="embedding" in text.casefold())
         # In this order: after the last line no setting can change again. An empty temp_directory forbids spilling into the current folder,
         # and without replacements a table name cannot reach variables of this Python process.
         for setting in ("temp_directory = ''", "python_enable_replacements = false", "enable_external_access = false"):

@@ -1,12 +1,14 @@
 """The run folder: who writes it, what it read, what happened, what it cost (FORMATS.md, "A run on disk")."""
 
+from stmae_train.runlog.costs import Flops, forward_flops, train_flops
 from stmae_train.runlog.folder import RunFolder, commit, runs_status
 from stmae_train.runlog.meter import Meter, StepRecord, StopSignals, Stopwatch, peak_memory_bytes
-from stmae_train.runlog.pages import SCORE_COLUMNS, data_entry, write_card, write_scores
-from stmae_train.runlog.updates import Guard, Update, autocast, peak_flops, train_flops, update_weights
+from stmae_train.runlog.pages import SCORE_COLUMNS, data_entry, write_card, write_scores, write_vectors
+from stmae_train.runlog.updates import Guard, Update, autocast, peak_flops, update_weights
 
 __all__ = [
     "SCORE_COLUMNS",
+    "Flops",
     "Guard",
     "Meter",
     "RunFolder",
@@ -17,6 +19,7 @@ __all__ = [
     "autocast",
     "commit",
     "data_entry",
+    "forward_flops",
     "peak_flops",
     "peak_memory_bytes",
     "runs_status",
@@ -24,4 +27,5 @@ __all__ = [
     "update_weights",
     "write_card",
     "write_scores",
+    "write_vectors",
 ]

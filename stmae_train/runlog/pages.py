@@ -10,7 +10,7 @@ from typing import Any
 from stmae_data import files
 from stmae_train.config import Recipe
 
-__all__ = ["SCORE_COLUMNS", "data_entry", "write_card", "write_scores"]
+__all__ = ["SCORE_COLUMNS", "data_entry", "write_card", "write_scores", "write_vectors"]
 
 SCORE_COLUMNS = {
     "clip_id": "VARCHAR",
@@ -25,6 +25,14 @@ SCORE_COLUMNS = {
 def write_scores(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `scores.parquet`: one row per test clip, in clip order."""
     files.commit_table(path, rows, SCORE_COLUMNS, point="scores", order_by="clip_id")
+
+
+def write_vectors(path: Path, model: str, vectors: Mapping[str, Sequence[float]]) -> None:
+    """Write one vector per clip id: clip_id, model, vector."""
+    rows = [{"clip_id": clip_id, "model": model, "vector": vector} for clip_id, vector in vectors.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {"clip_id": "VARCHAR", "model": "VARCHAR", "vector": "FLOAT[]"}
+    files.commit_table(path, rows, columns, point="vectors", order_by="clip_id")
 
 
 def data_entry(

@@ -1,4 +1,4 @@
-"""One optimizer update, shared by pre-training and fine-tuning: clip, guard, step; and what a clip costs.
+"""One optimizer update, shared by pre-training and fine-tuning: clip, guard, step.
 
 An update with a non-finite loss or gradient leaves weights and
 optimizer untouched, is named with its clips, and three in a row (or more than one in a hundred) end the run.
@@ -14,11 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from stmae_train.config import ModelConfig
 from stmae_train.errors import TrainingStopped
-from stmae_train.targets import target_size
 
-__all__ = ["Guard", "Update", "autocast", "peak_flops", "train_flops", "update_weights"]
+__all__ = ["Guard", "Update", "autocast", "peak_flops", "update_weights"]
 
 LOGGER = logging.getLogger("stmae.train")
 BAD_IN_A_ROW = 3
@@ -120,30 +118,6 @@ class Guard:
         self._losses.clear()
         self._norms.clear()
         return loss, norm
-
-
-def train_flops(model: ModelConfig, *, num_classes: int = 0) -> float:
-    """Floating-point operations of one training step per clip (a product and a sum count two; backward is twice forward)."""
-    t, h, w = model.grid_shape
-    length = t * h * w
-    pixels = model.tubelet_frames * model.patch_px**2 * 3
-    if num_classes:
-        return 3 * (
-            length * 2 * pixels * model.width
-            + _blocks(length, model.width, model.depth)
-            + 2 * model.width * num_classes
-        )
-    visible = length if model.dense_encoder else int(length * (1 - model.mask_ratio))
-    encoder = visible * 2 * pixels * model.width + _blocks(visible, model.width, model.depth)
-    decoder = visible * 2 * model.width * model.decoder_width + _blocks(
-        length, model.decoder_width, model.decoder_depth
-    )
-    head = (length - visible) * 2 * model.decoder_width * target_size(model)
-    return 3.0 * (encoder + decoder + head)
-
-
-def _blocks(tokens: int, width: int, depth: int) -> float:
-    return depth * tokens * (24 * width**2 + 4 * tokens * width)
 
 
 def peak_flops(device: torch.device) -> float | None:
