@@ -316,7 +316,7 @@ def lock(path: Path, *, what: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            holder = (os.pread(descriptor, 32, 0).decode(errors="replace").split() or ["unknown"])[0]
             raise Busy(
                 f"{what} is being written by process {holder}; wait for it to end, then run the same command again."
             ) from error

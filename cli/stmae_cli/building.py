@@ -26,6 +26,12 @@ def build(
     split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
     encode: Annotated[str | None, typer.Option(help="layered, lean, fast, copy or remux.")] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
+    engine: Annotated[
+        str, typer.Option(help="local, or ray: tasks on this machine or on the cluster that RAY_ADDRESS names.")
+    ] = "local",
+    job: Annotated[
+        str | None, typer.Option(metavar="K/N", help="Build only share K of N; the last job, or a plain rerun, seals.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many rows of each split.")] = None,
     classes: Annotated[list[str] | None, typer.Option(help="Only these classes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the nested order; the manifest's unless given.")] = None,
@@ -45,8 +51,12 @@ def build(
     """Build a verified shard set, or go on with one that was interrupted.
 
     Example: stmae-data build k400 --from /data/kinetics400 --workers 16
+
+    Example: stmae-data build k400 --from /data/kinetics400 --job 3/8
+
+    Example: stmae-data build web --from clips --retry-failed timeout oom
     """
-    from stmae_data.build import BuildRequest, reasons_of
+    from stmae_data.build import BuildRequest, Job, reasons_of
     from stmae_data.build import build as run
     from stmae_data.encode import Encoding
     from stmae_data.manifest import load_manifest
@@ -64,6 +74,8 @@ def build(
         encoding=Encoding(mode=encode, short_side_px=found.short_side_px) if encode else None,
         seed=seed,
         workers=workers,
+        engine=engine,
+        job=None if job is None else Job.parse(job),
         retry=frozenset() if retry_failed is None else reasons_of([each for each in retry_failed if each]),
         is_dry_run=dry_run,
     )
@@ -79,5 +91,11 @@ def build(
     if dry_run:
         console.done("Nothing was written; the set would stand in", report.folder, is_json=is_json)
         return
+    if report.num_shards_left:
+        owed = f"shards left to other jobs: {report.num_shards_left}"
+        console.done(
+            f"Job {job} of {report.set_name} is done; {owed}, then the set is sealed in", report.folder, is_json=is_json
+        )
+        raise typer.Exit(report.exit_code(is_strict=strict))
     console.done(f"Set {report.set_name} is sealed, digest {report.digest[:12]}, in", report.folder, is_json=is_json)
     raise typer.Exit(report.exit_code(is_strict=strict))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stmae_data import files
+from stmae_data.build.jobs import Job, job_lock
 from stmae_data.build.plan import Plan, extend_plan, load_plan, refuse_other_settings
 from stmae_data.build.retry import (
     end_retry,
@@ -23,16 +24,16 @@ from stmae_data.build.retry import (
     retry_shards,
     settle_retry,
 )
-from stmae_data.build.seal import seal_build
+from stmae_data.build.seal import seal_build, sealed_shards
 from stmae_data.encode import Encoding, ffmpeg_executable, ffmpeg_version
-from stmae_data.engines import run_tasks
-from stmae_data.errors import Reason, SetError, SourceError
+from stmae_data.engines import check_engine, run_tasks
+from stmae_data.errors import Reason, SetError, SourceError, UsageError
 from stmae_data.manifest import Manifest
 from stmae_data.records import set_folder
-from stmae_data.shards import ledger_path
+from stmae_data.shards import count_outcomes, ledger_path
 from stmae_data.sources import SourceListing, rows_for
 
-__all__ = ["BuildReport", "BuildRequest", "build", "reasons_of"]
+__all__ = ["BuildReport", "BuildRequest", "Job", "build", "reasons_of"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,6 +54,8 @@ class BuildRequest:
     encoding: Encoding | None = None
     seed: int | None = None
     workers: int = 1
+    engine: str = "local"
+    job: Job | None = None
     retry: frozenset[Reason] = frozenset()
     is_dry_run: bool = False
 
@@ -64,7 +67,10 @@ class BuildRequest:
 
 @dataclass(frozen=True, slots=True)
 class BuildReport:
-    """What a build came to; `counts` holds planned, written, dropped, failed and reasons {code: n}."""
+    """What a build came to; `counts` holds planned, written, dropped, failed and reasons {code: n}.
+
+    A job that is not the last of its set reports its own share: version 0, no digest, and how many shards other jobs still owe.
+    """
 
     set_name: str
     folder: Path
@@ -74,6 +80,7 @@ class BuildReport:
     num_shards: int
     seconds: float
     num_internal_errors: int = 0
+    num_shards_left: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The `build` shape of FORMATS."""
@@ -95,7 +102,7 @@ class BuildReport:
 
 
 def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildReport:
-    """Build, resume or extend a set; take up what failed when asked.
+    """Build, resume or extend a set; take up what failed when asked; as one job of several, build a share of it.
 
     Args:
         request: what to build.
@@ -103,19 +110,23 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
 
     Raises:
         SourceError: nothing to read; SetError: the set stands already with other settings; Busy: somebody else builds it;
-        StorageError: the disk; StmaeDataError: a task that cannot be done.
+        StorageError: the disk; UsageError: a retry as a job; StmaeDataError: a task that cannot be done.
     """
+    if request.job is not None and request.retry:
+        raise UsageError("A retry is done by one command: leave out --job or --retry-failed.")
     started = time.monotonic()
     folder = set_folder(request.workspace, request.set_name)
     encoding = request.encoding or Encoding(mode="layered", short_side_px=request.manifest.short_side_px)
     ffmpeg_executable()  # a missing tool stops the build before work starts
-    listing = _list(request)
+    check_engine(request.engine)
     settings = _settings(request, encoding)
     if request.is_dry_run:
-        return BuildReport(
-            request.set_name, folder, 0, "", _no_counts(len(listing.rows)), 0, time.monotonic() - started
-        )
+        planned = len(_list(request).rows)
+        return BuildReport(request.set_name, folder, 0, "", _no_counts(planned), 0, time.monotonic() - started)
+    if request.job is not None:
+        return _build_share(folder, request, request.job, settings, encoding, started, progress)
 
+    listing = _list(request)
     with files.lock(folder / "meta" / "LOCK", what=f"Set {request.set_name}"):
         _sweep(folder)
         _refuse_unfinished_rewrite(folder)
@@ -128,13 +139,73 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
             folder, plan, name=request.set_name, manifest=request.manifest, settings=settings, encoding=encoding
         )
         end_retry(folder)
+    return _report(folder, request, report, started, internal_errors)
+
+
+def _build_share(
+    folder: Path,
+    request: BuildRequest,
+    job: Job,
+    settings: Mapping[str, Any],
+    encoding: Encoding,
+    started: float,
+    progress: Progress | None,
+) -> BuildReport:
+    """Build one job's shards of the generation under way; the first job plans it, the last one seals.
+
+    Nothing is swept before the end: half-written files may belong to another job.
+    """
+    with job_lock(folder / "meta" / "LOCK", job, what=f"Set {request.set_name}") as step:
+        with step():
+            plan = _shared_plan(folder, request, settings, progress)
+            sealed = sealed_shards(folder)
+        share = {name: plan.shards[name] for name in job.share([name for name in plan.shards if name not in sealed])}
+        task = {"plan": "plan.parquet", **plan.task_settings()}
+        internal_errors = _run(folder, share, task, request, progress)
+        with step():
+            left = [name for name in plan.shards if not ledger_path(folder, name).exists()]
+            if not left:
+                _sweep(folder)
+                report = seal_build(
+                    folder, plan, name=request.set_name, manifest=request.manifest, settings=settings, encoding=encoding
+                )
+                return _report(folder, request, report, started, internal_errors)
+    counts = count_outcomes([ledger_path(folder, name) for name in share])
+    seconds = time.monotonic() - started
+    return BuildReport(request.set_name, folder, 0, "", counts, len(share), seconds, internal_errors, len(left))
+
+
+def _shared_plan(folder: Path, request: BuildRequest, settings: Mapping[str, Any], progress: Progress | None) -> Plan:
+    """The plan all jobs work on: it grows only while nothing is under way."""
+    _refuse_unfinished_rewrite(folder)
+    if has_retry(folder):
+        raise SetError(f"A retry of {folder.name} was interrupted; finish it first: run its build without --job.")
+    plan = load_plan(folder)
+    if plan is not None:
+        refuse_other_settings(plan, settings, folder=folder)
+        if not plan.shards.keys() <= sealed_shards(folder):
+            return plan
+    return extend_plan(
+        plan,
+        folder=folder,
+        manifest=request.manifest,
+        settings=dict(settings),
+        listing=_list(request),
+        workers=request.workers,
+        progress=progress,
+    )
+
+
+def _report(
+    folder: Path, request: BuildRequest, sealed: Mapping[str, Any], started: float, internal_errors: int
+) -> BuildReport:
     return BuildReport(
         request.set_name,
         folder,
-        report["version"],
-        report["digest"],
-        report["counts"],
-        report["shards"],
+        sealed["version"],
+        sealed["digest"],
+        sealed["counts"],
+        sealed["shards"],
         time.monotonic() - started,
         internal_errors,
     )
@@ -257,9 +328,8 @@ def _run(
     tick(0)
     tasks = [{"folder": str(folder), "name": name, **settings} for name in todo]
     target = "stmae_data.build.work:build_shard"
-    return sum(
-        receipt["internal_errors"] for _, receipt in run_tasks(target, tasks, workers=request.workers, tick=tick)
-    )
+    receipts = run_tasks(target, tasks, workers=request.workers, tick=tick, engine=request.engine)
+    return sum(receipt["internal_errors"] for _, receipt in receipts)
 
 
 def _no_counts(planned: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who does the work: a pool of small local processes that take tasks as JSON lines and give back small receipts.
+"""A pool of small local processes that take tasks as JSON lines and give back small receipts.
 
 A worker is a fresh Python without torch, with one thread, that dies with its parent. A worker that dies gives its task back; the task
 goes to a new worker, three times at most. The same tasks give the same bytes whichever worker ran them.
@@ -24,12 +24,13 @@ import stmae_data.errors as errors
 from stmae_data.errors import StmaeDataError
 from stmae_data.limits import die_with_parent
 
-__all__ = ["Tick", "run_tasks"]
+__all__ = ["MAX_DEATHS", "Tick", "as_error", "run_locally", "work"]
 
 Tick = Callable[[int], None]
 """Called by a task with the number of clips it has just finished."""
 
-_MAX_DEATHS = 3
+MAX_DEATHS = 3
+"""Workers a task may cost before it is given up."""
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class _Worker:
     unread: bytes = field(default=b"")
 
 
-def run_tasks(
+def run_locally(
     target: str, tasks: Sequence[Mapping[str, Any]], *, workers: int, tick: Tick | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Run `target` ("package.module:function") on every task in `workers` processes.
@@ -86,7 +87,7 @@ def run_tasks(
         if worker.task is None:
             return
         number, task, deaths = worker.task
-        if deaths + 1 >= _MAX_DEATHS:
+        if deaths + 1 >= MAX_DEATHS:
             raise StmaeDataError(
                 f"Three workers died on the same task ({task.get('name', number)}; last exit {code}); nothing half-written is left, "
                 "free some memory or lower --workers, then run the same command again."
@@ -106,7 +107,7 @@ def run_tasks(
                         if tick is not None:
                             tick(int(message["clips"]))
                     elif "error" in message:
-                        raise _as_error(message)
+                        raise as_error(message)
                     else:
                         assert worker.task is not None
                         number = worker.task[0]
@@ -149,7 +150,8 @@ def _receive(worker: _Worker) -> tuple[bool, list[dict[str, Any]]]:
     return not data, [json.loads(line) for line in lines if line]
 
 
-def _as_error(message: Mapping[str, Any]) -> StmaeDataError:
+def as_error(message: Mapping[str, Any]) -> StmaeDataError:
+    """The error a task ended with, as its worker told it: {"error", "kind", "exit_code"}."""
     kind = getattr(errors, str(message["kind"]), StmaeDataError)
     error: StmaeDataError = kind.__new__(kind)
     Exception.__init__(error, str(message["error"]))
@@ -157,7 +159,8 @@ def _as_error(message: Mapping[str, Any]) -> StmaeDataError:
     return error
 
 
-def _work(target: str) -> None:
+def work(target: str) -> None:
+    """The life of a worker: tasks come as lines, receipts go as lines, until the parent closes."""
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -178,7 +181,3 @@ def _work(target: str) -> None:
             say({"error": f"internal error in a worker: {type(error).__name__}: {error}", "kind": "", "exit_code": 1})
         else:
             say({"receipt": receipt})
-
-
-if __name__ == "__main__":
-    _work(sys.argv[1])
