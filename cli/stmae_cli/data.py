@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stmae_cli import console
+from stmae_cli import console, publishing
 from stmae_cli.building import build
 from stmae_cli.console import JsonFlag, WorkspaceOption
 from stmae_data.errors import Reason
@@ -19,6 +19,7 @@ app = console.make_app(
 )
 catalog_app = console.make_app("The catalogue: a cache over all ledgers; deleting it loses nothing.")
 app.add_typer(catalog_app, name="catalog")
+app.add_typer(publishing.app)  # without a name: its commands stand beside those below
 
 HERE = Path()
 

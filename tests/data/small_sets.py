@@ -166,6 +166,7 @@ def _describe(row: dict[str, Any]) -> bytes:
             "height_px": row["stored_height_px"],
             "layout": "original",
             "source_sha256": row["source_sha256"],
+            "license": row.get("license"),
         }
     )
 
