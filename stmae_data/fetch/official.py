@@ -18,6 +18,7 @@ from stmae_data.fetch.download import Expected, read_small
 from stmae_data.manifest import Manifest, SplitSource, is_remote, label_slug
 from stmae_data.sources.archives import list_members, open_member
 from stmae_data.sources.listing import source_uri, wanted_splits
+from stmae_data.sources.sidecar import safe_url
 
 __all__ = ["Part", "official_parts", "unpack_tables"]
 
@@ -68,12 +69,16 @@ def official_parts(
 
     Raises:
         SourceError: the files cannot be fetched (the sentence says where they are), a list cannot be had, a class is unknown or
-            archives are not by class; UsageError: a mirror for a release without a base URL; ManifestError: an unknown split.
+            archives are not by class; UsageError: a mirror that is no plain address, or for a release without a base URL; ManifestError: an unknown split.
     """
     if manifest.where is not None and not is_tables_only:
         raise SourceError(manifest.where)
     if base_url is not None and manifest.base_url is None:
         raise UsageError(f"{manifest.name} names no base_url that --base-url could stand for; leave it out.")
+    if base_url is not None and (safe_url(base_url) or "").rstrip("/") != base_url.rstrip("/"):
+        raise UsageError(
+            "--base-url is no plain http(s) address; wanted one without user, password, query and fragment."
+        )
     wanted = [split for split in manifest.splits if split.name in wanted_splits(manifest, splits)]
     slugs = _class_slugs(manifest, wanted, classes) if classes and not is_tables_only else None
     mirror = _Mirror(manifest, base_url)

@@ -54,12 +54,12 @@ _WORDS: tuple[tuple[Reason, str], ...] = (
         r"(not|n.t) (made this video )?available (in|from) your (country|location|region)|blocked it in your country|geo.?restrict",
     ),
     (
-        Reason.GONE,
-        r"video unavailable|has been removed|no longer available|account .{0,80}terminated|does(n.t| not) exist|been deleted|not available|incomplete youtube id|removed (by|for)",
-    ),
-    (
         Reason.NO_VIDEO,
         r"requested format is not available|no video formats|live event|premieres in|drm protected|not currently live",
+    ),
+    (
+        Reason.GONE,
+        r"video unavailable|has been removed|no longer available|account .{0,80}terminated|does(n.t| not) exist|been deleted|not available|incomplete youtube id|removed (by|for)",
     ),
     (Reason.NET_DNS, r"failed to resolve|name or service not known|getaddrinfo|name resolution"),
     (Reason.TIMEOUT, r"timed out"),
