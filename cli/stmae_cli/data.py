@@ -10,6 +10,7 @@ import typer
 from stmae_cli import console, publishing
 from stmae_cli.building import build
 from stmae_cli.console import JsonFlag, WorkspaceOption
+from stmae_cli.fetching import fetch
 from stmae_data.errors import Reason
 
 __all__ = ["app", "main"]
@@ -45,6 +46,7 @@ def demo(
     console.done("The small world stands in", directory, is_json=is_json)
 
 
+console.command(app, "fetch")(fetch)
 console.command(app, "build")(build)
 
 
@@ -332,9 +334,9 @@ def catalog_rebuild(workspace: WorkspaceOption = HERE, is_json: JsonFlag = False
 
 def main() -> None:
     """Entry point of `stmae-data`."""
-    lists = ("--from", "--annotations", "--split", "--classes", "--against", "--level", "--retry-failed")
+    lists = ("--from", "--annotations", "--split", "--classes", "--against", "--level", "--retry-failed", "--port")
     arguments = console.fill_optional(sys.argv[1:], options={"--retry-failed": frozenset(Reason)})
-    app(console.expand_lists(arguments, options=lists, needs_position=("build", "leaks", "select")))
+    app(console.expand_lists(arguments, options=lists, needs_position=("fetch", "build", "leaks", "select")))
 
 
 if __name__ == "__main__":
