@@ -17,7 +17,7 @@ DATA_RANKS = [
     {"encode", "frames", "shards"},
     {"catalog", "fetch", "engines"},
     {"dedup", "select", "rewrite", "verify"},
-    {"build", "publish", "report", "demo"},
+    {"build", "publish", "report", "demo", "doctor"},
 ]
 TRAIN_RANKS = [
     {"errors", "config", "distributed"},

@@ -101,3 +101,22 @@ def push(
         return
     counted = f"{len(made.sent)} files ({made.bytes_sent:,} bytes) sent, {len(made.kept)} were there already"
     console.done(f"Set {name} version {made.version} stands in {repository}: {counted}.", None, is_json=is_json)
+
+
+@console.command(app, "doctor")
+def doctor(workspace: WorkspaceOption = HERE, is_json: JsonFlag = False) -> None:
+    """Look at whether this machine is fit for the work: software, limits, disk; exit 1 when something needed is missing.
+
+    Example: stmae-data doctor -w /data/workspace
+    """
+    from stmae_data.doctor import examine
+
+    found = examine(workspace)
+    if is_json:
+        console.print_json(found.as_json())
+    rows = [[check.state, check.name, check.found, check.next_step] for check in found.checks]
+    console.table("This machine", ["", "what", "found", "next step"], rows, is_json=is_json)
+    missing = [check.name for check in found.checks if check.state == "missing"]
+    told = f"Missing: {', '.join(missing)}; the table says what to do." if missing else "Everything needed is there."
+    console.done(told, None, is_json=is_json)
+    raise typer.Exit(0 if found.ok else 1)
