@@ -21,7 +21,7 @@ from stmae_data.errors import ManifestError
 
 __all__ = ["KINDS", "Manifest", "SplitSource", "is_remote", "label_slug", "load_manifest", "shipped"]
 
-KINDS = ("kinetics", "something", "ava", "imagenet", "folder", "table")
+KINDS = ("kinetics", "something", "ava", "imagenet", "folder", "table", "webdataset")
 """Which reader of `stmae_data.sources` understands the files."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -88,6 +88,10 @@ class Manifest:
     evaluation_splits: tuple[str, ...] = ()
     seed: int = 0
     short_side_px: int = 256
+    media_kind: str = "video"
+    """What a sample holds: a `video` or an `image`."""
+    picture_side_px: int = 0
+    """What the short side of pictures is made smaller to, where the file says `short_side_px`; 0 leaves their size alone."""
     shard_bytes: int = 512_000_000
     clips_per_shard: int | None = None
     max_duration_error_seconds: float | None = None
@@ -177,6 +181,7 @@ _TOP = {
     "evaluation_splits": "list",
     "seed": "int",
     "short_side_px": "int",
+    "media_kind": "str",
     "shard_bytes": "int",
     "clips_per_shard": "int",
     "max_duration_error_seconds": "float",
@@ -272,6 +277,8 @@ def _parse(data: bytes, *, where: str, path: Path | None) -> Manifest:
         **top.some("base_url", "where"),
         **top.some("title", "homepage", "license", "license_origin", "is_redistributable", "citation", "files", "seed"),
         **top.some("short_side_px", "shard_bytes", "clips_per_shard", "max_duration_error_seconds"),
+        media_kind=top.values.get("media_kind", "image" if top.need("kind") == "imagenet" else "video"),
+        picture_side_px=top.values.get("short_side_px", 0),
     )
     _check(manifest, where=where)
     return manifest
@@ -330,6 +337,11 @@ def _check(manifest: Manifest, *, where: str) -> None:
         raise ManifestError(f"{where}: kind is {manifest.kind!r}{near}, wanted one of {', '.join(KINDS)}.")
     if manifest.files not in ("clips", "originals"):
         raise ManifestError(f'{where}: files is {manifest.files!r}, wanted "clips" or "originals".')
+    kinds = {"imagenet": ("image",), "webdataset": ("video", "image")}.get(manifest.kind, ("video",))
+    if manifest.media_kind not in kinds:
+        raise ManifestError(
+            f"{where}: media_kind is {manifest.media_kind!r}, wanted {' or '.join(kinds)} for the kind {manifest.kind}."
+        )
     for name in (*manifest.evaluation_splits, *manifest.archives_by_class):
         manifest.split(name)
     for location in (manifest.base_url, *(split.archives_below for split in manifest.splits)):

@@ -261,7 +261,7 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class MediaFacts:
-    """A source video as its decoded frames show it; unknown is None."""
+    """A source video as its decoded frames show it; unknown is None, and so is the duration of a picture."""
 
     container: str | None
     video_codec: str | None
@@ -271,7 +271,7 @@ class MediaFacts:
     rotation_degrees: int
     fps: float | None
     num_frames: int
-    duration_seconds: float
+    duration_seconds: float | None
     start_pts_seconds: float | None
     has_audio: bool | None
     num_decode_errors: int

@@ -24,7 +24,9 @@ def build(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the set; the manifest's unless given.")] = None,
     split: Annotated[list[str] | None, typer.Option(help="Only these splits.")] = None,
-    encode: Annotated[str | None, typer.Option(help="layered, lean, fast, copy or remux.")] = None,
+    encode: Annotated[
+        str | None, typer.Option(help="layered, lean, fast, copy or remux; image for sets of pictures.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
     engine: Annotated[
         str, typer.Option(help="local, or ray: tasks on this machine or on the cluster that RAY_ADDRESS names.")
@@ -62,6 +64,7 @@ def build(
     from stmae_data.manifest import load_manifest
 
     found = load_manifest(manifest)
+    side_px = found.picture_side_px if encode == "image" else found.short_side_px
     request = BuildRequest(
         workspace=workspace,
         manifest=found,
@@ -71,7 +74,7 @@ def build(
         splits=tuple(split or ()),
         classes=tuple(classes or ()),
         limit=limit,
-        encoding=Encoding(mode=encode, short_side_px=found.short_side_px) if encode else None,
+        encoding=None if encode is None else Encoding(mode=encode, short_side_px=side_px),
         seed=seed,
         workers=workers,
         engine=engine,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
         raise UsageError("A retry is done by one command: leave out --job or --retry-failed.")
     started = time.monotonic()
     folder = set_folder(request.workspace, request.set_name)
-    encoding = request.encoding or Encoding(mode="layered", short_side_px=request.manifest.short_side_px)
+    encoding = _encoding(request)
     ffmpeg_executable()  # a missing tool stops the build before work starts
     check_engine(request.engine)
     settings = _settings(request, encoding)
@@ -270,6 +271,19 @@ def _list(request: BuildRequest) -> SourceListing:
     return listing
 
 
+def _encoding(request: BuildRequest) -> Encoding:
+    manifest = request.manifest
+    if manifest.media_kind == "image":
+        found = request.encoding or Encoding(mode="image", short_side_px=manifest.picture_side_px)
+    else:
+        found = request.encoding or Encoding(mode="layered", short_side_px=manifest.short_side_px)
+    if found.is_of_pictures != (manifest.media_kind == "image"):
+        raise UsageError(
+            f"{manifest.name} holds {manifest.media_kind}s, which encoding {found.mode!r} cannot store; leave --encode out."
+        )
+    return found
+
+
 def _settings(request: BuildRequest, encoding: Encoding) -> dict[str, Any]:
     """What all shards of a set are made with; a set that stands with others is not touched."""
     return {
@@ -279,6 +293,7 @@ def _settings(request: BuildRequest, encoding: Encoding) -> dict[str, Any]:
         "short_side_px": encoding.short_side_px,
         "seed": request.manifest.seed if request.seed is None else request.seed,
         "ffmpeg": ffmpeg_version(),
+        **({"pillow": metadata.version("pillow")} if encoding.is_of_pictures else {}),
     }
 
 

@@ -33,6 +33,7 @@ __all__ = [
 _BYTES_PER_SECOND = 60_000
 """A layered 256-pixel clip takes 0.3 to 1.0 MB in 10 s (PERFORMANCE)."""
 _UNKNOWN_SECONDS = 10.0
+_UNKNOWN_PICTURE_BYTES = 110_000
 
 
 _Waiting = tuple[str, str, int | None, int | None]
@@ -315,6 +316,9 @@ def _rows_per_shard(rows: Sequence[SourceRow], manifest: Manifest) -> int:
     for row in rows:
         if row.start_ms is not None and row.end_ms is not None:
             seconds = (row.end_ms - row.start_ms) / 1000
+        elif row.media_kind == "image":
+            total += row.source_bytes or _UNKNOWN_PICTURE_BYTES
+            continue
         else:
             seconds = float(row.web.get("listed_duration_seconds") or _UNKNOWN_SECONDS)
         total += seconds * _BYTES_PER_SECOND * (manifest.short_side_px / 256) ** 2

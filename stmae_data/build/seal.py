@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def seal_build(
         },
         counts=counts,
         parents=previous["parents"] if previous else [],
-        versions=_versions(),
+        versions=_versions(encoding),
         extra={
             **{key: value for key, value in (previous or {}).items() if key not in _OWN},
             "sources": [_source_line(manifest)],
@@ -118,11 +119,13 @@ def _source_line(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def _versions(encoding: Encoding) -> dict[str, str]:
     import av
     import duckdb
 
+    pictures = {"pillow": metadata.version("pillow")} if encoding.is_of_pictures else {}
     return {
+        **pictures,
         "stmae": __version__,
         "python": platform.python_version(),
         "ffmpeg": ffmpeg_version(),

@@ -12,6 +12,7 @@ from stmae_data import __version__, files, fingerprint, media
 from stmae_data.build.plan import open_bytes
 from stmae_data.build.removed import Tombstones, read_tombstones
 from stmae_data.encode import EncodedClip, Encoding, encode_clip, ffmpeg_version
+from stmae_data.encode.picture import encode_picture
 from stmae_data.engines import Tick
 from stmae_data.errors import ClipRejected, Reason, StmaeDataError
 from stmae_data.records import LEDGER_COLUMNS, ClipSpan, web_clip_id
@@ -115,9 +116,12 @@ def _encode(
                 raise ClipRejected(reason, "the bytes are not those that were planned")
             if (gone := tombstones.problem(None, None, sha256)) is not None:
                 raise ClipRejected(*gone)
-            header = media.probe(descriptor)
-            span = ClipSpan(row["start_ms"], row["end_ms"]) if row["is_cut"] else None
-            clip = encode_clip(descriptor, header, encoding=encoding, span=span)
+            if encoding.is_of_pictures:
+                clip = encode_picture(descriptor, encoding=encoding)
+            else:
+                header = media.probe(descriptor)
+                span = ClipSpan(row["start_ms"], row["end_ms"]) if row["is_cut"] else None
+                clip = encode_clip(descriptor, header, encoding=encoding, span=span)
             after = os.fstat(descriptor)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise ClipRejected(Reason.CHANGED, "the file changed while it was read")

@@ -18,7 +18,7 @@ _SECONDS = "coalesce(stored_seconds, duration_seconds)"
 
 @dataclass(frozen=True, slots=True)
 class SplitStats:
-    """One split in numbers; `durations_seconds` holds min, p5, median, p95 and max of the written clips."""
+    """One split in numbers; `encodings` counts how clips are stored; `durations_seconds` holds min, p5, median, p95 and max of the written clips."""
 
     split: str
     planned: int
@@ -27,6 +27,7 @@ class SplitStats:
     failed: int
     reasons: dict[str, int]
     flags: dict[str, int]
+    encodings: dict[str, int]
     shards: int
     classes: int
     hours: float
@@ -166,6 +167,11 @@ def _split(connection: Any, split: str) -> SplitStats:
         flags=_counted(
             connection,
             "SELECT flag, count(*) FROM (SELECT unnest(flags) AS flag FROM written WHERE split = ?) GROUP BY 1",
+            split,
+        ),
+        encodings=_counted(
+            connection,
+            "SELECT encode_mode, count(*) FROM written WHERE split = ? AND encode_mode IS NOT NULL GROUP BY 1",
             split,
         ),
         shards=counts[4],

@@ -37,20 +37,25 @@ _X264: dict[str, dict[str, str]] = {
     "fast": {"x264-params": f"{_LAYERS}:cabac=0", "tune": "fastdecode"},
 }
 _KEPT = ("copy", "remux")
+_PICTURES = "image"
 # In eighths of a second: a frame that rounding put up to 1 ms before its eighth still belongs to it.
 _BIN_SLACK = 0.008
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """How clips are stored: `layered` (the default), `lean` (fewer bytes), `fast` (faster decoding), `copy`, `remux`."""
+    """How clips are stored: `layered` (the default), `lean` (fewer bytes), `fast` (faster decoding), `copy`, `remux`; or `image` for
+    sets of pictures, whose short side may be 0: then they keep their size."""
 
     mode: str = "layered"
     short_side_px: int = 256
 
     def __post_init__(self) -> None:
-        if self.mode not in (*_X264, *_KEPT):
-            raise UsageError(f"There is no encoding {self.mode!r}; there are {', '.join((*_X264, *_KEPT))}.")
+        modes = (*_X264, *_KEPT, _PICTURES)
+        if self.mode not in modes:
+            raise UsageError(f"There is no encoding {self.mode!r}; there are {', '.join(modes)}.")
+        if self.is_of_pictures and self.short_side_px >= 0:
+            return
         if self.short_side_px < 2 or self.short_side_px % 2:
             raise UsageError(f"A short side of {self.short_side_px} px cannot be stored; wanted an even number.")
 
@@ -60,8 +65,15 @@ class Encoding:
         return self.mode in _KEPT
 
     @property
+    def is_of_pictures(self) -> bool:
+        """Whether pictures are stored, not videos."""
+        return self.mode == _PICTURES
+
+    @property
     def layout(self) -> str:
-        """What readers may rely on: `layered-4` (frames 0, 4, 8, … need no others) or `original`."""
+        """What readers may rely on: `layered-4` (frames 0, 4, 8, … need no others), `original` or `image`."""
+        if self.is_of_pictures:
+            return "image"
         return "original" if self.keeps_source else "layered-4"
 
 

@@ -49,13 +49,13 @@ def render_report(workspace: Path, set_name: str, *, thumbnails: int = 24, thumb
         found = facts.findings(connection)
         classes = facts.class_facts(connection)
         num_groups, groups = facts.groups(connection)
-        extension = "jpg" if _is_image_set(connection) else "mp4"
+        is_of_images = _is_image_set(connection)
         page = render(
             **_provenance(book),
             name=cut(set_name, 120),
             is_sealed=book.seal is not None,
             stats=counted,
-            tiles=_tiles(counted, classes.number, found, num_groups),
+            tiles=_tiles(counted, classes.number, found, num_groups, is_of_images=is_of_images),
             outcome_bars=charts.stacked(
                 [(kind, getattr(counted, kind), kind) for kind in ("written", "dropped", "failed")]
             ),
@@ -71,7 +71,7 @@ def render_report(workspace: Path, set_name: str, *, thumbnails: int = 24, thumb
             was_examined=bool(book.decisions),
             num_groups=num_groups,
             groups=groups,
-            extension=extension,
+            extension="jpg" if is_of_images else "mp4",
         )
     path = book.folder / "report.html"
     files.commit_bytes(path, page.encode(), point="report")
@@ -91,15 +91,18 @@ def _sum_flags(counted: SetStats) -> dict[str, int]:
     return totals
 
 
-def _tiles(counted: SetStats, classes: int, found: Sequence[facts.Finding], num_groups: int) -> list[_Tile]:
+def _tiles(
+    counted: SetStats, classes: int, found: Sequence[facts.Finding], num_groups: int, *, is_of_images: bool
+) -> list[_Tile]:
     share = counted.written / counted.planned if counted.planned else 0.0
     shards = sum(split.shards for split in counted.splits)
     leaks = sum(each.clips for each in found if each.reason == Reason.LEAK)
     duplicates = counted.reasons.get(Reason.DUPLICATE, 0)
     per_split = " · ".join(f"{split.split} {human_count(split.written)}" for split in counted.splits)
+    length = [] if is_of_images else [_Tile(_hours(counted.hours), "of video", f"{_mean_seconds(counted)} a clip")]
     return [
-        _Tile(human_count(counted.written), "clips", per_split or "none yet"),
-        _Tile(_hours(counted.hours), "of video", f"{_mean_seconds(counted)} a clip"),
+        _Tile(human_count(counted.written), "pictures" if is_of_images else "clips", per_split or "none yet"),
+        *length,
         _Tile(human_count(classes), "classes", "over all splits" if classes else "unlabelled"),
         _Tile(f"{100 * share:.1f} %", "accepted", f"of {human_count(counted.planned)} planned"),
         _Tile(human_bytes(counted.stored_bytes), "of media", f"in {_counted(shards, 'shard')}"),
