@@ -34,7 +34,7 @@ class Classifier(nn.Module):
         head_init_std: of the head's weights (truncated normal); its bias starts at 0.
         drops_first_token: leave the first token out of the mean even without a class token. mae_st does so, which
             loses one real patch; only reading such a published model needs it.
-        seed: of the initial weights.
+        seed: of the initial weights; None draws none, for a model that is only counted or named.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
         dropout: float = 0.0,
         head_init_std: float = 2e-5,
         drops_first_token: bool = False,
-        seed: int = 0,
+        seed: int | None = 0,
     ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
@@ -59,9 +59,11 @@ class Classifier(nn.Module):
         self.encoder = Encoder(
             config, drop_path=drop_path, final_norm=not is_fresh, trains_positions=config.positions == "sincos-2d"
         )
-        self.fresh_norm = nn.LayerNorm(config.width, eps=config.layer_norm_eps) if is_fresh else nn.Identity()
+        self.fresh_norm = nn.LayerNorm(config.width, eps=config.end_eps) if is_fresh else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(config.width, num_classes)
+        if seed is None:
+            return
         generator = torch.Generator().manual_seed(seed)
         initialise(self, lineage=config.lineage, generator=generator)
         nn.init.trunc_normal_(self.head.weight, std=head_init_std, generator=generator)

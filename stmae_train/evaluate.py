@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stmae_train.checkpoint import load_model, load_weights, weights_path
-from stmae_train.classifier import Classifier
+from stmae_train.checkpoint import load_model, weights_path
+from stmae_train.classifier import Classifier, start_encoder
 from stmae_train.config import DataConfig, ModelConfig, Recipe
+from stmae_train.convert import read_weights
 from stmae_train.distributed import start_world
 from stmae_train.errors import CheckpointError
 from stmae_train.loader import DEFAULT_CACHE_BYTES, ClipSource, ReadOptions, SweepLoader, open_sources
@@ -248,13 +249,18 @@ def load_classifier(path: Path) -> tuple[Classifier, Recipe]:
     Raises:
         CheckpointError: the file holds something else.
     """
-    weights = load_weights(path)
+    weights = read_weights(path)
     if weights.metadata.get("kind") != "finetune":
         raise CheckpointError(
             f"{path} holds {weights.metadata.get('kind', 'no')} weights, wanted a fine-tuned classifier; make one: stmae-train finetune."
         )
     recipe = weights.recipe
-    classifier = Classifier(recipe.model, int(weights.metadata["num_classes"]), pooling=recipe.finetune.pooling)
+    classifier = Classifier(
+        recipe.model,
+        int(weights.metadata["num_classes"]),
+        pooling=recipe.finetune.pooling,
+        drops_first_token=json.loads(weights.metadata.get("drops_first_token", "false")),
+    )
     classifier.load_state_dict(weights.tensors)
     return classifier, recipe
 
@@ -326,28 +332,42 @@ class Start:
 
     @staticmethod
     def of(init: str, *, workspace: Path, recipe: Recipe, seed: int) -> Start:
-        """Read a weights file, a run's weights, or nothing for `random`.
+        """Read a weights file of any known layout (`convert.read_weights`), a run's weights, or nothing for `random`.
 
         The model and its clips are those of the weights: no task has a second default for them (SPEC-models D3).
 
         Raises:
-            CheckpointError: nothing stands there, or it does not say what it is.
+            CheckpointError: nothing stands there, or it cannot be read.
+            ModelError: weights of another codebase whose heads, eps, target or tokens are in doubt.
         """
         if init == "random":
             return Start(recipe, None, {"name": "random", "sha256": None, "data": {}}, seed)
         path = weights_path(init, workspace=workspace)
-        weights = load_weights(path)
+        weights = read_weights(path, base=recipe)
         data = json.loads(weights.metadata.get("data", "{}"))
         # The digests of what pre-training read travel with every score, for the leak guard.
         facts = {"name": init, "sha256": _sha256(path), "data": data}
-        joined = replace(recipe, model=weights.model, data=weights.recipe.data)
-        return Start(joined, weights.tensors, facts, seed)
+        if "layout" in weights.metadata:
+            facts |= {"layout": weights.metadata["layout"], "notes": json.loads(weights.metadata["notes"])}
+        model, clips = weights.model, weights.recipe.data
+        if model.input_stride > 1:
+            # Only the pre-training target had the frames between: the encoder sees every other one.
+            clips = replace(clips, num_frames=model.num_frames, frame_stride=clips.frame_stride * model.input_stride)
+            model = replace(model, target_frames="all")
+        return Start(replace(recipe, model=model, data=clips), weights.tensors, facts, seed)
 
     def autoencoder(self) -> MaskedAutoencoder:
-        """The whole model; without weights, as the seed makes it."""
+        """The model whose encoder is frozen; without weights, as the seed makes it. A decoder that the weights lack stays random."""
         model = MaskedAutoencoder(self.recipe.model, seed=self.seed)
-        if self.tensors is not None:
+        if self.tensors is None:
+            return model
+        state = model.state_dict()
+        if {name: each.shape for name, each in self.tensors.items()} == {
+            name: each.shape for name, each in state.items()
+        }:
             load_model(model, self.tensors, where=str(self.facts["name"]))
+        else:
+            start_encoder(model.encoder, self.tensors)
         return model
 
 

@@ -18,6 +18,7 @@ from stmae_train.errors import ModelError
 from stmae_train.tokens import Grid
 
 __all__ = [
+    "DECODE_STREAM",
     "block_mask",
     "block_mask_2d",
     "draw_masks",
@@ -35,6 +36,7 @@ __all__ = [
 
 # Streams of one (seed, sample) key that other rooms must not draw from; a Philox counter's top word.
 MASK_STREAM = 1
+DECODE_STREAM = 2  # which hidden tokens a half-decoded model decodes
 
 
 def generator_for(seed: int, sample_number: int, *, stream: int = MASK_STREAM) -> np.random.Generator:
@@ -50,9 +52,9 @@ def generator_for(seed: int, sample_number: int, *, stream: int = MASK_STREAM) -
     return np.random.Generator(bits)
 
 
-def noise_for(seed: int, sample_numbers: Sequence[int], length: int) -> Tensor:
+def noise_for(seed: int, sample_numbers: Sequence[int], length: int, *, stream: int = MASK_STREAM) -> Tensor:
     """Uniform noise [B, length] in [0, 1), float32: one row per global sample number."""
-    rows = [generator_for(seed, number).random(length, dtype=np.float32) for number in sample_numbers]
+    rows = [generator_for(seed, number, stream=stream).random(length, dtype=np.float32) for number in sample_numbers]
     return torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, length)
 
 

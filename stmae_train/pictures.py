@@ -135,9 +135,12 @@ def reconstruct(model: MaskedAutoencoder, clips: Tensor, *, mask: Tensor) -> tup
         ModelError: the model predicts no pixels.
     """
     config = model.config
-    if config.target == "hog":
-        raise ModelError("A model that predicts HOG features has no pixels to show; use weights with a pixel target.")
-    grid = Grid.of(clips, tubelet_frames=config.tubelet_frames, patch_px=config.patch_px)
+    if config.target in ("hog", "pca", "tokens"):
+        raise ModelError(
+            f"A model whose target is '{config.target}' has no pixels to show; use weights with a pixel target."
+        )
+    tubelet_frames = config.tubelet_frames * config.input_stride
+    grid = Grid.of(clips, tubelet_frames=tubelet_frames, patch_px=config.patch_px)
     out = model(clips, mask=mask, predicts_all=True)
     assert out.every_prediction is not None
     frames = target_frame_index(config, num_frames=clips.shape[2])

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from stmae_train.checkpoint import StepLoop, save_weights
+from stmae_train.checkpoint import StepLoop, save_tensors, save_weights
 from stmae_train.config import ModelConfig, Recipe
+from stmae_train.convert import start_model
 from stmae_train.distributed import World, start_world, stop_world
 from stmae_train.errors import ConfigError
-from stmae_train.loader import DEFAULT_CACHE_BYTES, Batch, CropRule, ReadOptions, TrainLoader, open_sources
-from stmae_train.masks import draw_masks, noise_for
+from stmae_train.loader import (
+    DEFAULT_CACHE_BYTES,
+    Batch,
+    ClipSource,
+    CropRule,
+    ReadOptions,
+    SweepLoader,
+    TrainLoader,
+    open_sources,
+)
+from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import adamw, parameter_groups
 from stmae_train.pictures import PictureRequest, picture
 from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops, update_weights, write_card
 from stmae_train.schedule import learning_rate
+from stmae_train.targets import Teacher, fit_pca, pixel_vectors, read_teacher
 from stmae_train.views import FrameRule
 
 __all__ = ["PretrainRequest", "RunResult", "clips_of", "pretrain"]
+
+PCA_CLIPS = 256  # clips that a basis of principal components is fitted to
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +60,7 @@ class PretrainRequest:
         log_every: steps between records.
         device: `cpu`, `cuda`, `cuda:1`; a GPU where there is one unless given.
         cache_bytes: decoded sets up to this size are cached; 0 = never.
+        init: weights to start from, of any known layout; from scratch unless given. An encoder alone starts the encoder.
         pictures: clips of the first set whose reconstructions are left in `pictures/` at the end.
     """
 
@@ -62,6 +78,7 @@ class PretrainRequest:
     log_every: int | None = None
     device: str | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    init: str | None = None
     pictures: int = 8
 
 
@@ -120,7 +137,9 @@ def clips_of(
 
 
 def _open_run(request: PretrainRequest) -> RunFolder:
-    settings = {"shards": list(request.shards), "clips": _total_clips(request)}
+    settings: dict[str, Any] = {"shards": list(request.shards), "clips": _total_clips(request)}
+    if request.init is not None:
+        settings["init"] = request.init
     return RunFolder.open(
         request.run_dir,
         command="pretrain",
@@ -181,7 +200,12 @@ class _Training:
         ]
 
         # Model.
-        self.model = MaskedAutoencoder(recipe.model, seed=request.seed).to(world.device)
+        self.model = MaskedAutoencoder(recipe.model, seed=request.seed)
+        self.init: dict[str, Any] = {}
+        if request.init is not None:
+            self.init = start_model(self.model, request.init, workspace=request.workspace)
+        self.model.teacher = self._teacher()
+        self.model.to(world.device)
         self.trained = world.wrap(self.model)
 
         # Optimiser. Fused: it can skip a non-finite step without asking the device.
@@ -207,6 +231,40 @@ class _Training:
         )
         if request.resume:
             self.loop.resume(request.run_dir, accept_new_data=request.accept_new_data)
+
+    def _teacher(self) -> Teacher | None:
+        """The basis or tokenizer behind the target; a basis that no file gives is fitted to the first clips and kept in the run folder.
+
+        Raises:
+            ConfigError: a tokenizer is wanted and no file is named.
+        """
+        model, data = self.recipe.model, self.recipe.data
+        if model.target not in ("pca", "tokens"):
+            return None
+        kept = self.request.run_dir / "target.safetensors"
+        path = Path(model.target_file) if model.target_file else kept
+        if model.target_file or path.is_file():
+            return read_teacher(path, target=model.target, values=model.target_values).to(self.world.device)
+        if model.target == "tokens":
+            raise ConfigError(
+                "The target 'tokens' needs the encoder of a discrete tokenizer as safetensors; name it with --set model.target_file=PATH."
+            )
+        sweep = SweepLoader(
+            self.request.workspace,
+            [_first(self.loader.sources[0], PCA_CLIPS)],
+            rule=FrameRule(data.num_frames, data.frame_stride, data.fps, data.sampling),
+            views=1,
+            batch_videos=32,
+            options=ReadOptions(cache_bytes=0),
+        )
+        vectors = [
+            pixel_vectors(batch.clips(model, device=torch.device("cpu")), model).flatten(0, 1)
+            for batch in sweep.batches()
+        ]
+        basis = fit_pca(torch.cat(vectors), count=model.target_values)
+        if self.run is not None:
+            save_tensors(kept, {"mean": basis.mean, "components": basis.components})
+        return basis.to(self.world.device)
 
     def go(self, watch: Callable[[StepRecord], None] | None) -> RunResult:
         """Train to the end and write what the run leaves."""
@@ -241,10 +299,15 @@ class _Training:
 
     def _hidden(self, part: Batch) -> dict[str, Tensor]:
         """What hides tokens of a batch: noise for random masks, which needs no counting, else masks."""
-        numbers = part.numbers.tolist()
-        if self.recipe.model.mask == "random":
-            return {"noise": noise_for(self.request.seed, numbers, math.prod(self.recipe.model.grid_shape))}
-        return {"mask": draw_masks(self.recipe.model, seed=self.request.seed, sample_numbers=numbers)}
+        model, seed, numbers = self.recipe.model, self.request.seed, part.numbers.tolist()
+        length = math.prod(model.grid_shape)
+        if model.mask == "random":
+            drawn = {"noise": noise_for(seed, numbers, length)}
+        else:
+            drawn = {"mask": draw_masks(model, seed=seed, sample_numbers=numbers)}
+        if model.decoded_share < 1:
+            drawn["decode_noise"] = noise_for(seed, numbers, length, stream=DECODE_STREAM)
+        return drawn
 
     def _end(self, record: StepRecord | None) -> RunResult:
         cost = self.loop.cost()
@@ -258,7 +321,11 @@ class _Training:
             skipped_clips=tuple(sorted(self.loader.reader.skipped)),
         )
         if self.run is not None:
-            facts = {"kind": "pretrain", "data": self.loop.digests(), "clips": cost["clips"], "seed": self.request.seed}
+            # What the starting weights had read counts as read here too, for the leak guard.
+            data = {**self.init.get("data", {}), **self.loop.digests()}
+            facts = {"kind": "pretrain", "data": data, "clips": cost["clips"], "seed": self.request.seed}
+            if self.init:
+                facts["init"] = json.dumps(self.init, sort_keys=True)
             save_weights(result.weights, self.model, recipe=self.recipe, facts=facts)
             self.run.write_json("cost.json", cost)
             self.run.write_json("skipped.json", self.loader.reader.skipped)
@@ -285,7 +352,7 @@ class _Training:
     def _show(self, weights: Path) -> None:
         """Leave pictures of fixed clips at the ratio the model was trained with and, as the papers show them, at 90 % and 95 %."""
         request, model = self.request, self.recipe.model
-        if not request.pictures or model.target == "hog":
+        if not request.pictures or model.target in ("hog", "pca", "tokens"):
             return
         reference, _, _ = request.shards[0].partition("@")
         picture(
@@ -300,6 +367,11 @@ class _Training:
                 device=str(self.world.device),
             )
         )
+
+
+def _first(source: ClipSource, count: int) -> ClipSource:
+    """The first clips of a source in stored order, which is a fair draw (every prefix of a set is)."""
+    return replace(source, rows=source.rows[:count])
 
 
 def _keeps_any(model: ModelConfig, ratio: float) -> bool:

@@ -182,7 +182,7 @@ class Positions(nn.Module):
         else:
             table = torch.from_numpy(_fixed_table(kind, width=width, grid=grid)).float()
             if class_token:
-                table = torch.cat([torch.zeros(1, width), table])  # the class row is zero in every codebase
+                table = torch.cat([table.new_zeros(1, width), table])  # the class row is zero in every codebase
             if is_trained:
                 self.joint = nn.Parameter(table[None])
             else:  # only image MAE stores its table with the weights

@@ -9,6 +9,7 @@ import typer
 from stmae_cli import console
 from stmae_cli.console import JsonFlag, WorkspaceOption
 from stmae_cli.study import study_app
+from stmae_cli.weights import add_weights_commands
 
 if TYPE_CHECKING:
     from stmae_train.config import Recipe
@@ -19,6 +20,7 @@ app = console.make_app(
     "Pre-train masked autoencoders on any shard set, transfer them, and study what the data does to them with honest statistics."
 )
 app.add_typer(study_app, name="study")
+add_weights_commands(app)
 
 HERE = Path()
 
@@ -28,7 +30,9 @@ SetOption = Annotated[
 ]
 WorkersOption = Annotated[int, typer.Option(help="Decoding processes; they change speed alone.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, order, crops and masks.")]
-InitOption = Annotated[str, typer.Option(help="Weights file, run, or `random` for the untrained encoder.")]
+InitOption = Annotated[
+    str, typer.Option(help="Weights file of any known layout, run, or `random` for the untrained encoder.")
+]
 EvalOption = Annotated[str, typer.Option(help="SET:SPLIT to test on.")]
 TrainShards = Annotated[list[str], typer.Option(help="Labelled sets: SET[:SPLIT][/SELECTION][@WEIGHT].")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one unless given.")]
@@ -98,6 +102,9 @@ def pretrain(
     ] = False,
     skip_damaged: Annotated[int, typer.Option(help="Leave out at most this many damaged samples.")] = 0,
     device: DeviceOption = None,
+    init: Annotated[
+        str | None, typer.Option(help="Weights to start from, of any known layout; from scratch unless given.")
+    ] = None,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
@@ -126,6 +133,7 @@ def pretrain(
         accept_new_data=accept_new_data,
         skip_damaged=skip_damaged,
         device=device,
+        init=None if init is None else _init(workspace, init),
     )
     with console.journal(workspace, "stmae-train pretrain", {"shards": shards, "recipe": wanted.name}):
         result = run(request, watch=lambda record: console.say(str(record)))

@@ -242,7 +242,9 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
     model.load_state_dict(dict(tensors))
 
 
-def save_weights(path: Path, model: nn.Module, *, recipe: Recipe, facts: Mapping[str, Any]) -> None:
+def save_weights(
+    path: Path, model: nn.Module | Mapping[str, Tensor], *, recipe: Recipe, facts: Mapping[str, Any]
+) -> None:
     """Write final weights with all a reader needs: recipe, lineage, preprocessing, target, and `facts` such as data digests."""
     shape, data = recipe.model, recipe.data
     preprocessing = {
@@ -266,7 +268,8 @@ def save_weights(path: Path, model: nn.Module, *, recipe: Recipe, facts: Mapping
         name: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for name, value in (plain | dict(facts)).items()
     }
-    save_tensors(path, model.state_dict(), {"recipe": to_toml(recipe), **metadata})
+    tensors = model.state_dict() if isinstance(model, nn.Module) else model
+    save_tensors(path, tensors, {"recipe": to_toml(recipe), **metadata})
 
 
 def load_weights(path: Path) -> Weights:
@@ -293,7 +296,8 @@ def weights_path(init: str, *, workspace: Path | None = None) -> Path:
     Raises:
         CheckpointError: nothing stands there.
     """
-    candidates = [Path(init), Path(init) / "weights.safetensors"]
+    # A folder may be a run, or one that transformers wrote.
+    candidates = [Path(init), *(Path(init) / name for name in ("weights.safetensors", "model.safetensors"))]
     if workspace is not None:
         candidates.append(workspace / "runs" / init / "weights.safetensors")
     for candidate in candidates:

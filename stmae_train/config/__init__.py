@@ -1,6 +1,6 @@
 """Configs: frozen values that say everything about a run, read from and written to TOML."""
 
-from stmae_train.config.text import from_toml, override, override_values, read_recipe, to_toml
+from stmae_train.config.text import from_toml, override, override_values, read_changes, read_recipe, to_toml
 from stmae_train.config.values import (
     DataConfig,
     FinetuneConfig,
@@ -20,6 +20,7 @@ __all__ = [
     "from_toml",
     "override",
     "override_values",
+    "read_changes",
     "read_recipe",
     "to_toml",
 ]

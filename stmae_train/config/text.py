@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin
 from stmae_train.config.values import Recipe, field_types
 from stmae_train.errors import ConfigError
 
-__all__ = ["from_toml", "override", "override_values", "read_recipe", "to_toml"]
+__all__ = ["from_toml", "override", "override_values", "read_changes", "read_recipe", "to_toml"]
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -83,13 +83,23 @@ def override(recipe: Recipe, changes: Iterable[str]) -> Recipe:
     Raises:
         ConfigError: a change without `=`, an unknown key (the nearest valid one is named), a wrong type.
     """
+    return override_values(recipe, read_changes(changes))
+
+
+def read_changes(changes: Iterable[str]) -> dict[str, Any]:
+    """Changes `key=value` as values by their dotted keys, not yet checked against a type.
+
+    Raises:
+        ConfigError: a change without `=`, or an unknown key.
+    """
     values: dict[str, Any] = {}
     for change in changes:
         key, separator, text = change.partition("=")
         if not separator:
             raise ConfigError(f"'{change}' is not a change of the form key=value; write for example data.repeats=4.")
-        values[key.strip()] = _parse(text.strip())
-    return override_values(recipe, values)
+        section, name = _locate(key.strip())
+        values[f"{section}.{name}" if section else name] = _parse(text.strip())
+    return values
 
 
 def override_values(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

@@ -74,6 +74,7 @@ class ModelConfig:
     decoder_heads: int = 16
     mlp_ratio: float = 4.0
     layer_norm_eps: float = 1e-6
+    last_norm_eps: float = 0.0  # of the decoder's last norm and a classifier's fresh one; 0 = layer_norm_eps
     qkv: Literal["separate", "fused"] = "separate"
     qkv_bias: Literal["all", "qv", "none"] = "all"  # "qv": keys have no bias (VideoMAE)
     decoder_qkv: Literal["separate", "fused"] = "separate"
@@ -93,16 +94,23 @@ class ModelConfig:
     # from the encoder's last block (MaskFeat's head, golden sf_dense_encoder); widths must then be equal.
     decoder_input: Literal["projected", "plain"] = "projected"
     decoder_embed_bias: bool = True
+    # "cross": hidden tokens look at visible ones alone, not at each other; share: of the hidden tokens that are decoded.
+    decoder_attention: Literal["self", "cross"] = "self"
+    decoded_share: float = 1.0
     dense_encoder: bool = False  # the encoder runs on all tokens, hidden ones replaced by the mask token
     # Mask: share of tokens hidden.
     mask: Literal["random", "tube", "frame", "per-frame", "block"] = "random"
     mask_ratio: float = 0.9
     # Target: "per-color" normalises every colour of a patch on its own (VideoMAE), "normalized" all together (MAE).
-    target: Literal["pixels", "normalized-pixels", "normalized-per-color", "hog"] = "normalized-pixels"
+    # "pca" are coefficients in a basis of patches, "tokens" words of a discrete tokenizer (SPEC-models A1.12).
+    target: Literal["pixels", "normalized-pixels", "normalized-per-color", "hog", "pca", "tokens"] = "normalized-pixels"
     target_range: Literal["input", "unit"] = "input"  # "unit": mean and std are undone first, back to [0, 1]
-    target_frames: Literal["linspace", "first", "all"] = "linspace"
+    # "center": the middle frame alone; "double": clips bring twice the frames, the model sees every other one.
+    target_frames: Literal["linspace", "first", "all", "center", "double"] = "linspace"
     num_target_frames: int = 8  # per clip; used by "linspace" alone
-    loss: Literal["mse", "l1", "smooth-l1"] = "mse"
+    target_values: int = 0  # components of "pca", words of "tokens"
+    target_file: str = ""  # safetensors of the basis or tokenizer; a basis is fitted at the start where none is given
+    loss: Literal["mse", "l1", "smooth-l1", "cross-entropy"] = "mse"
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -135,6 +143,57 @@ class ModelConfig:
                 f"{self.num_target_frames} target frames over {self.num_frames // self.tubelet_frames} tubelets leave "
                 f"less than one frame per token; raise num_target_frames."
             )
+
+        self._check_target()
+        self._check_decoder()
+
+    def _check_target(self) -> None:
+        is_words, is_taught = self.target == "tokens", self.target in ("pca", "tokens")
+        if is_words != (self.loss == "cross-entropy"):
+            raise ConfigError(
+                f"ModelConfig.target '{self.target}' cannot have the loss '{self.loss}'; words take cross-entropy, and nothing else does."
+            )
+        if is_taught != (self.target_values > 0):
+            raise ConfigError(
+                f"ModelConfig.target_values is {self.target_values} for the target '{self.target}', wanted the number of components or words, "
+                f"and 0 for other targets; set it."
+            )
+        is_one_frame = self.target_frames in ("first", "center") or (
+            self.target_frames == "linspace" and self.num_target_frames * self.tubelet_frames == self.num_frames
+        )
+        if (is_words and not is_one_frame and self.tubelet_frames > 1) or (
+            self.target == "hog" and self.target_frames in ("center", "double")
+        ):
+            raise ConfigError(
+                f"ModelConfig.target '{self.target}' cannot be of the frames '{self.target_frames}'; set target_frames=first."
+            )
+
+    def _check_decoder(self) -> None:
+        if not 0 < self.decoded_share <= 1:
+            raise ConfigError(
+                f"ModelConfig.decoded_share is {self.decoded_share}, wanted a share in (0, 1]; change it."
+            )
+        is_plain = self.decoder_input == "plain" or self.dense_encoder
+        if is_plain and (self.decoder_attention == "cross" or self.decoded_share < 1):
+            raise ConfigError(
+                "A cross-attention or half-decoded decoder needs an encoder of visible tokens and a projection; set dense_encoder=false and "
+                "decoder_input=projected."
+            )
+
+    @property
+    def end_eps(self) -> float:
+        """Eps of the decoder's last norm and a classifier's fresh one."""
+        return self.last_norm_eps or self.layer_norm_eps
+
+    @property
+    def input_stride(self) -> int:
+        """Frames a clip brings per frame the encoder sees."""
+        return 2 if self.target_frames == "double" else 1
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames a training clip brings: those of the encoder, or twice as many for the target."""
+        return self.num_frames * self.input_stride
 
     @property
     def grid_shape(self) -> tuple[int, int, int]:
@@ -301,10 +360,10 @@ class Recipe:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "crop_px"):
-            wanted, found = getattr(self.model, name), getattr(self.data, name)
+        for name, wanted in (("num_frames", self.model.clip_frames), ("crop_px", self.model.crop_px)):
+            found = getattr(self.data, name)
             if wanted != found:
                 raise ConfigError(
                     f"Recipe '{self.name}' feeds data.{name} {found} to a model with {name} {wanted}; "
-                    f"set data.{name}={wanted} or model.{name}={found}."
+                    f"set data.{name}={wanted} or model.{name}={found // self.model.input_stride}."
                 )

@@ -2,9 +2,18 @@
 
 from stmae_train.model.autoencoder import MaskedAutoencoder, Reconstruction
 from stmae_train.model.blocks import Attention, Block
+from stmae_train.model.counts import outline, parameter_counts
 from stmae_train.model.encoder import Decoder, Encoder
 from stmae_train.model.initial import initialise
-from stmae_train.model.names import deflate_kernel, inflate_kernel, load_upstream, upstream_names, upstream_state
+from stmae_train.model.names import (
+    deflate_kernel,
+    from_upstream,
+    inflate_kernel,
+    load_upstream,
+    published_names,
+    upstream_names,
+    upstream_state,
+)
 
 __all__ = [
     "Attention",
@@ -14,9 +23,13 @@ __all__ = [
     "MaskedAutoencoder",
     "Reconstruction",
     "deflate_kernel",
+    "from_upstream",
     "inflate_kernel",
     "initialise",
     "load_upstream",
+    "outline",
+    "parameter_counts",
+    "published_names",
     "upstream_names",
     "upstream_state",
 ]

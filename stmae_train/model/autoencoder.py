@@ -12,7 +12,7 @@ from stmae_train.errors import ModelError
 from stmae_train.masks import keep_count, split_noise
 from stmae_train.model.encoder import Decoder, Encoder
 from stmae_train.model.initial import initialise
-from stmae_train.targets import reconstruction_loss, target_size, target_vectors
+from stmae_train.targets import Teacher, reconstruction_loss, target_size, target_vectors
 from stmae_train.tokens import split_tokens
 
 __all__ = ["MaskedAutoencoder", "Reconstruction"]
@@ -24,10 +24,10 @@ class Reconstruction(NamedTuple):
 
     loss: Tensor  # scalar, float32
     prediction: Tensor  # [B, M, U] of the hidden tokens, in the order of `hidden`
-    target: Tensor  # [B, M, U]
+    target: Tensor  # [B, M, U], or words int64 [B, M]
     mask: Tensor  # bool [B, L], True means hidden
     visible: Tensor  # int64 [B, V] token numbers
-    hidden: Tensor  # int64 [B, M] token numbers
+    hidden: Tensor  # int64 [B, M] token numbers; with a decoded share below 1 those that were decoded
     latent: Tensor  # [B, (1 +) V, D]; [B, (1 +) L, D] in token order with a dense encoder
     every_prediction: Tensor | None = None  # [B, L, U] in token order, when asked for
 
@@ -37,19 +37,23 @@ class MaskedAutoencoder(nn.Module):
 
     Args:
         config: shape, mask, target and the habits of a codebase.
-        seed: of the initial weights (rules per lineage, SPEC-models A1.8, A2, A3.5).
+        seed: of the initial weights (rules per lineage, SPEC-models A1.8, A2, A3.5); None draws none, for a model that is only counted
+            or named (`model.outline`).
     """
 
-    def __init__(self, config: ModelConfig, *, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, *, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
+        # The basis or tokenizer behind a "pca" or "tokens" target; no part of the model, so it is in no checkpoint.
+        self.teacher: Teacher | None = None
         # A plain decoder goes on from the last block: MaskFeat's pre-training model has no encoder norm.
         self.encoder = Encoder(config, final_norm=config.decoder_input == "projected")
         self.mask_token = nn.Parameter(
             torch.zeros(1, 1, config.width if config.dense_encoder else config.decoder_width)
         )
         self.decoder = Decoder(config, target_size=target_size(config))
-        initialise(self, lineage=config.lineage, generator=torch.Generator().manual_seed(seed))
+        if seed is not None:
+            initialise(self, lineage=config.lineage, generator=torch.Generator().manual_seed(seed))
 
     def forward(
         self,
@@ -57,21 +61,24 @@ class MaskedAutoencoder(nn.Module):
         *,
         mask: Tensor | None = None,
         noise: Tensor | None = None,
+        decode_noise: Tensor | None = None,
         predicts_all: bool = False,
     ) -> Reconstruction:
         """Reconstruct hidden tokens.
 
         Args:
-            clips: normalised pixels [B, C, T, H, W], float.
+            clips: normalised pixels [B, C, T, H, W], float, with `config.clip_frames` frames.
             mask: bool [B, L], True means hidden, equally many per row (`masks.draw_masks`). A mask on the CPU is
                 best: a mask on the device costs a wait for its count.
             noise: [B, L] in place of a mask: the floor(L * (1 - mask_ratio)) smallest are visible.
+            decode_noise: [B, L] where only a share of the hidden tokens is decoded: those with the smallest values are.
             predicts_all: also predict visible tokens; costs time, changes no loss.
 
         Raises:
             ModelError: neither or both of mask and noise, or shapes that do not fit the clips.
         """
-        grid = self.encoder.grid(clips)
+        inputs = clips[:, :, :: self.config.input_stride]  # [B, C, T, H, W]
+        grid = self.encoder.grid(inputs)
         given = mask if mask is not None else noise
         if given is None or (mask is not None and noise is not None):
             raise ModelError("Reconstruction needs either a mask or noise; draw one with masks.draw_masks.")
@@ -87,19 +94,21 @@ class MaskedAutoencoder(nn.Module):
         visible = visible.to(clips.device, non_blocking=True)
         hidden = hidden.to(clips.device, non_blocking=True)
         is_hidden = torch.zeros(given.shape, dtype=torch.bool, device=clips.device).scatter_(1, hidden, True)
+        if self.config.decoded_share < 1 and not predicts_all:
+            hidden = self._decoded(hidden, decode_noise)
 
         if self.config.dense_encoder:
             ids = torch.arange(grid.length, device=clips.device).expand(len(clips), -1)
-            latent = self.encoder(clips, mask=is_hidden, mask_token=self.mask_token)  # [B, (1 +) L, D]
+            latent = self.encoder(inputs, mask=is_hidden, mask_token=self.mask_token)  # [B, (1 +) L, D]
             decoded = self.decoder(latent, ids=ids, grid=grid, mask_token=None)  # [B, L, d]
             wanted = decoded.gather(1, hidden[..., None].expand(-1, -1, decoded.shape[-1]))  # [B, M, d]
         else:
             ids = torch.cat([visible, hidden], dim=1)
-            latent = self.encoder(clips, ids=visible)  # [B, (1 +) V, D]
+            latent = self.encoder(inputs, ids=visible)  # [B, (1 +) V, D]
             decoded = self.decoder(latent, ids=ids, grid=grid, mask_token=self.mask_token)  # [B, L, d]
             wanted = decoded[:, visible.shape[1] :]  # [B, M, d]
 
-        target = target_vectors(clips, self.config, ids=hidden)  # [B, M, U]
+        target = target_vectors(clips, self.config, ids=hidden, teacher=self.teacher)  # [B, M, U]
         every = None
         if predicts_all:
             everything = self.decoder.predict(decoded)
@@ -109,6 +118,16 @@ class MaskedAutoencoder(nn.Module):
             prediction = self.decoder.predict(wanted)  # [B, M, U]
         loss = reconstruction_loss(prediction, target, kind=self.config.loss)
         return Reconstruction(loss, prediction, target, is_hidden, visible, hidden, latent, every)
+
+    def _decoded(self, hidden: Tensor, noise: Tensor | None) -> Tensor:
+        """The share of hidden token numbers [B, M] that is decoded, drawn by noise."""
+        if noise is None:
+            raise ModelError(
+                f"A decoder of {self.config.decoded_share:.0%} of the hidden tokens needs noise to draw them; give decode_noise [B, L]."
+            )
+        drawn = noise.to(hidden.device, non_blocking=True).gather(1, hidden)
+        count = max(1, round(hidden.shape[1] * self.config.decoded_share))
+        return hidden.gather(1, torch.argsort(drawn, dim=1, stable=True)[:, :count])
 
     def encode(self, clips: Tensor, *, with_class: bool = False) -> Tensor:
         """Features of unmasked clips [B, C, T, H, W] after the final norm.

@@ -8,7 +8,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Attention", "Block", "attend"]
+__all__ = ["Attention", "Block", "CrossBlock", "attend"]
 
 # Plain products win in bf16 only where the CPU multiplies bf16 itself; elsewhere they are up to four times slower.
 _CPU = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"amx_bf16": True}
@@ -94,4 +94,29 @@ class Block(nn.Module):
         """Tokens [B, N, D] -> [B, N, D]."""
         tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
         out: Tensor = tokens + self.drop_path(self.mlp(self.norm2(tokens)))
+        return out
+
+
+class CrossBlock(nn.Module):
+    """A pre-norm block whose tokens look at a memory and not at each other (CrossMAE, Fu et al. 2024)."""
+
+    def __init__(self, width: int, heads: int, *, mlp_ratio: float = 4.0, eps: float = 1e-6, bias: str = "all") -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm_memory = nn.LayerNorm(width, eps=eps)
+        self.q = nn.Linear(width, width, bias=bias != "none")
+        self.k = nn.Linear(width, width, bias=bias == "all")
+        self.v = nn.Linear(width, width, bias=bias != "none")
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, tokens: Tensor, memory: Tensor) -> Tensor:
+        """Tokens [B, N, D] and memory [B, V, D] -> tokens [B, N, D]."""
+        seen = self.norm_memory(memory)
+        split = (self.q(self.norm1(tokens)), self.k(seen), self.v(seen))
+        query, key, value = (each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in split)
+        tokens = tokens + self.proj(attend(query, key, value).transpose(1, 2).flatten(2))
+        out: Tensor = tokens + self.mlp(self.norm2(tokens))
         return out

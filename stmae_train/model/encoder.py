@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from stmae_train.config import ModelConfig
-from stmae_train.model.blocks import Block
+from stmae_train.model.blocks import Block, CrossBlock
 from stmae_train.tokens import Grid, Positions, TubeletEmbedding
 
 __all__ = ["Decoder", "Encoder", "grid_of"]
@@ -120,18 +120,9 @@ class Decoder(nn.Module):
             self.positions = Positions(
                 config.decoder_positions, width=width, grid=grid_of(config), class_token=config.class_token
             )
-        self.blocks = nn.ModuleList(
-            Block(
-                width,
-                config.decoder_heads,
-                mlp_ratio=config.mlp_ratio,
-                eps=config.layer_norm_eps,
-                layout=config.decoder_qkv,
-                bias=config.qkv_bias,
-            )
-            for _ in range(config.decoder_depth)
-        )
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.is_cross = config.decoder_attention == "cross"
+        self.blocks = nn.ModuleList(_decoder_block(config) for _ in range(config.decoder_depth))
+        self.norm = nn.LayerNorm(width, eps=config.end_eps)
         self.head = nn.Linear(width, target_size)
 
     def forward(self, latent: Tensor, *, ids: Tensor, grid: Grid, mask_token: Tensor | None) -> Tensor:
@@ -139,13 +130,16 @@ class Decoder(nn.Module):
 
         Args:
             latent: encoded tokens [B, (1 +) V, D], the class token first where the model has one.
-            ids: token numbers [B, L]; the first V are those of the latent, the others get the mask token.
+            ids: token numbers [B, N]; the first V are those of the latent, the others get the mask token.
             grid: the grid of the clips.
             mask_token: [1, 1, d], or None where the latent already holds all tokens.
 
         Returns:
-            Tokens [B, L, d] in the order of `ids`, before the final norm; the class token is dropped.
+            Tokens [B, N, d] in the order of `ids`, before the final norm; the class token is dropped.
         """
+        if self.is_cross:
+            assert mask_token is not None
+            return self._look(latent, ids=ids, grid=grid, mask_token=mask_token)
         tokens: Tensor = self.embed(latent)  # [B, (1 +) V, d]
         first = tokens[:, : int(self.has_class)]
         tokens = tokens[:, int(self.has_class) :]
@@ -163,7 +157,30 @@ class Decoder(nn.Module):
             tokens = block(tokens)
         return tokens[:, int(self.has_class) :]
 
+    def _look(self, latent: Tensor, *, ids: Tensor, grid: Grid, mask_token: Tensor) -> Tensor:
+        """Mask tokens of all `ids` look at the latent, each on its own; what stands at visible places changes nothing."""
+        assert self.positions is not None
+        memory: Tensor = self.embed(latent)  # [B, (1 +) V, d]
+        first, seen = memory[:, : int(self.has_class)], memory[:, int(self.has_class) :]
+        seen = seen + self.positions.take(ids[:, : seen.shape[1]], grid)
+        if self.has_class:
+            first = first if self.class_token is None else self.class_token.expand(len(memory), -1, -1)
+            first = first + self.positions.of_class()
+        memory = torch.cat([first.to(seen.dtype), seen], dim=1)
+        tokens = mask_token + self.positions.take(ids, grid)  # [B, N, d]
+        for block in self.blocks:
+            tokens = block(tokens, memory)
+        return tokens
+
     def predict(self, tokens: Tensor) -> Tensor:
         """Decoded tokens [B, N, d] -> target vectors [B, N, U]."""
         out: Tensor = self.head(self.norm(tokens))
         return out
+
+
+def _decoder_block(config: ModelConfig) -> nn.Module:
+    width, heads, eps = config.decoder_width, config.decoder_heads, config.layer_norm_eps
+    if config.decoder_attention == "cross":
+        return CrossBlock(width, heads, mlp_ratio=config.mlp_ratio, eps=eps, bias=config.qkv_bias)
+    layout, bias = config.decoder_qkv, config.qkv_bias
+    return Block(width, heads, mlp_ratio=config.mlp_ratio, eps=eps, layout=layout, bias=bias)

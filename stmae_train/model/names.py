@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from stmae_train.config import ModelConfig
 from stmae_train.errors import ModelError
 
-__all__ = ["deflate_kernel", "inflate_kernel", "load_upstream", "upstream_names", "upstream_state"]
+__all__ = [
+    "deflate_kernel",
+    "from_upstream",
+    "inflate_kernel",
+    "load_upstream",
+    "published_names",
+    "upstream_names",
+    "upstream_state",
+]
 
 # Beginnings of our names and what mae_st, PySlowFast and image MAE call them (SPEC-models A1.9, A2).
 _MAE_STYLE = {
@@ -46,14 +54,20 @@ _VIDEOMAE = {
 
 def upstream_names(model: nn.Module, config: ModelConfig) -> dict[str, str]:
     """Our name to the published name, for every entry of the model's state dict, by the config's lineage."""
-    is_classifier = not any(name.startswith("decoder.") for name, _ in model.named_parameters())
+    return published_names(model.state_dict(), config)
+
+
+def published_names(names: Iterable[str], config: ModelConfig) -> dict[str, str]:
+    """Our names to the published ones; names without a decoder's are those of an encoder or a classifier."""
+    names = list(names)
+    is_classifier = not any(name.startswith("decoder.") for name in names)
     if config.lineage == "videomae":
         beginnings = dict(_VIDEOMAE)
         if is_classifier:  # fine-tuned VideoMAE files have no "encoder."
             beginnings |= {"encoder.embed.": "patch_embed.proj.", "encoder.": ""}
     else:
         beginnings = _MAE_STYLE | (_PYSLOWFAST if config.lineage == "pyslowfast" else {})
-    return {name: _renamed(name, beginnings, config) for name in model.state_dict()}
+    return {name: _renamed(name, beginnings, config) for name in names}
 
 
 def _renamed(name: str, beginnings: Mapping[str, str], config: ModelConfig) -> str:
@@ -74,8 +88,13 @@ def upstream_state(model: nn.Module, config: ModelConfig) -> dict[str, Tensor]:
     return named
 
 
-def load_upstream(model: nn.Module, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """Load published weights; every entry of the model must be given, and nothing else.
+def from_upstream(model: nn.Module, config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights under our names and shapes; every entry of the model must be given, and nothing else.
+
+    Args:
+        model: what they must fill; its own values are not looked at, so it may lie on the meta device.
+        config: the model's config; its lineage decides the names.
+        weights: by published names.
 
     Raises:
         ModelError: a missing or unused name, or a shape that does not fit.
@@ -88,7 +107,7 @@ def load_upstream(model: nn.Module, config: ModelConfig, weights: Mapping[str, T
             f"Weights do not fit a {config.lineage} model of size {config.size}: missing {_some(missing)}; "
             f"unused {_some(unused)}. Check the lineage and the options of the model."
         )
-    state = model.state_dict()
+    state, ours_named = model.state_dict(), {}
     for ours, theirs in names.items():
         found, wanted = weights[theirs], state[ours].shape
         # Image MAE's kernel [D, C, p, p] is a video kernel of one frame.
@@ -99,8 +118,17 @@ def load_upstream(model: nn.Module, config: ModelConfig, weights: Mapping[str, T
                 f"Weight '{theirs}' has shape {list(found.shape)}, the model wants {list(wanted)}; "
                 f"check sizes, patch and frame counts of the config."
             )
-        state[ours] = found
-    model.load_state_dict(state)
+        ours_named[ours] = found
+    return ours_named
+
+
+def load_upstream(model: nn.Module, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """Load published weights; every entry of the model must be given, and nothing else.
+
+    Raises:
+        ModelError: a missing or unused name, or a shape that does not fit.
+    """
+    model.load_state_dict(from_upstream(model, config, weights))
 
 
 def _some(names: list[str]) -> str:

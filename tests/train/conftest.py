@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import av
 import numpy as np
@@ -136,3 +139,15 @@ def small_recipe() -> Recipe:
         "finetune.views=[1, 1]",
     ]
     return replace(override(recipe("demo"), changes), name="small")
+
+
+@pytest.fixture(scope="session")
+def weights_of() -> ModuleType:
+    """The module `weights_of.py`; tests are no package, so it is loaded by its path."""
+    name = "stmae_weights_of"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("weights_of.py"))
+        assert spec is not None and spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]

@@ -1,4 +1,4 @@
-"""Targets: what a hidden token should become, and how far a prediction is from it."""
+"""Target vectors, frames and losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from stmae_train.config import ModelConfig
 from stmae_train.errors import ModelError
+from stmae_train.targets.teachers import PcaTarget, Teacher, TokenTarget
 from stmae_train.tokens import Grid, patchify
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "hog",
     "normalise_all_colours",
     "normalise_per_colour",
+    "pixel_vectors",
     "reconstruction_loss",
     "target_frame_index",
     "target_size",
@@ -31,20 +33,31 @@ def target_frame_index(config: ModelConfig, *, num_frames: int | None = None) ->
     """Which frames of a clip form the target.
 
     "linspace" truncates evenly spaced positions, first and last included, as mae_st does: 8 of 16 frames are
-    0, 2, 4, 6, 8, 10, 12, 15. "first" is the first frame of each tubelet (PySlowFast), "all" is every frame.
+    0, 2, 4, 6, 8, 10, 12, 15. "first" is the first frame of each tubelet (PySlowFast), "all" is every frame. "center" is
+    the middle frame for every time slice, "double" every frame of a clip of twice the frames, whose even ones the model
+    sees (VideoMAE's ablation of targets; SPEC-models C3).
     """
-    frames = num_frames or config.num_frames
-    if config.target_frames == "all" and config.target != "hog":
-        return list(range(frames))
-    if config.target_frames == "linspace" and config.target != "hog":
-        # torch.linspace in float32, because the published code truncates exactly these values.
-        return [int(each) for each in torch.linspace(0, frames - 1, config.num_target_frames).long()]
-    return list(range(0, frames, config.tubelet_frames))
+    frames = num_frames or config.clip_frames
+    tubelet_frames = config.tubelet_frames * config.input_stride
+    if config.target != "hog":
+        if config.target_frames in ("all", "double"):
+            return list(range(frames))
+        if config.target_frames == "center":
+            return [frames // 2] * (frames // tubelet_frames)
+        if config.target_frames == "linspace":
+            # torch.linspace in float32, because the published code truncates exactly these values.
+            return [int(each) for each in torch.linspace(0, frames - 1, config.num_target_frames, device="cpu").long()]
+    return list(range(0, frames, tubelet_frames))
 
 
 def frames_per_token(config: ModelConfig) -> int:
     """Target frames behind one token."""
     return len(target_frame_index(config)) * config.tubelet_frames // config.num_frames
+
+
+def _grid(clips: Tensor, config: ModelConfig) -> Grid:
+    """The token grid behind clips, which may have more frames than the model sees."""
+    return Grid.of(clips, tubelet_frames=config.tubelet_frames * config.input_stride, patch_px=config.patch_px)
 
 
 def target_size(config: ModelConfig) -> int:
@@ -60,28 +73,62 @@ def target_size(config: ModelConfig) -> int:
                 f"HOG cells of {HOG_CELL_PX} px do not fill patches of {config.patch_px} px; use 8, 16, 24."
             )
         return COLOURS * HOG_BINS * cells * cells
+    if config.target in ("pca", "tokens"):
+        return config.target_values
     return frames_per_token(config) * config.patch_px**2 * COLOURS
 
 
 @torch.no_grad()
-def target_vectors(clips: Tensor, config: ModelConfig, *, ids: Tensor | None = None) -> Tensor:
+def target_vectors(
+    clips: Tensor, config: ModelConfig, *, ids: Tensor | None = None, teacher: Teacher | None = None
+) -> Tensor:
     """Target vectors of tokens.
 
     Args:
         clips: normalised pixels [B, C, T, H, W].
         config: which target.
         ids: token numbers [B, M]; None means all, in token order.
+        teacher: the basis or tokenizer of a "pca" or "tokens" target.
 
     Returns:
-        float32 [B, M, U]. Pixel vectors run (frame in tubelet, row, column, colour), HOG vectors (colour, bin, cell
-        row, cell column).
+        float32 [B, M, U], or words int64 [B, M] of a tokenizer. Pixel vectors run (frame in tubelet, row, column,
+        colour), HOG vectors (colour, bin, cell row, cell column).
+
+    Raises:
+        ModelError: a target that needs a teacher and got none.
     """
-    grid = Grid.of(clips, tubelet_frames=config.tubelet_frames, patch_px=config.patch_px)
-    frames = target_frame_index(config, num_frames=clips.shape[2])
+    grid = _grid(clips, config)
     if config.target == "hog":
         return _hog_vectors(clips[:, :, :: config.tubelet_frames].float(), grid, ids=ids)
+    if config.target == "tokens":
+        if not isinstance(teacher, TokenTarget):
+            raise ModelError(
+                "The target 'tokens' needs its tokenizer; set model.target_file to a file of it and train again."
+            )
+        frames = clips[:, :, target_frame_index(config, num_frames=clips.shape[2])]  # [B, C, t, H, W]
+        words = teacher.words(_unit(frames, config), grid)  # [B, L]
+        return words if ids is None else words.gather(1, ids)
+    vectors = pixel_vectors(clips, config, ids=ids)
+    if config.target == "pca":
+        if not isinstance(teacher, PcaTarget):
+            raise ModelError(
+                "The target 'pca' needs its basis; set model.target_file to a file of it, or train again without one."
+            )
+        return teacher.coefficients(vectors)
+    if config.target == "normalized-pixels":
+        return normalise_all_colours(vectors)
+    if config.target == "normalized-per-color":
+        return normalise_per_colour(vectors)
+    return vectors
+
+
+def pixel_vectors(clips: Tensor, config: ModelConfig, *, ids: Tensor | None = None) -> Tensor:
+    """The pixels of the target's frames as vectors [B, M, U], before any normalisation, float32."""
+    grid, frames = _grid(clips, config), target_frame_index(config, num_frames=clips.shape[2])
     if config.target_frames == "first":
         clips = clips[:, :, :: config.tubelet_frames]  # a view, not a copy
+    elif config.target_frames == "center":
+        clips = clips[:, :, frames[:1]].expand(-1, -1, len(frames), -1, -1)
     elif config.target_frames == "linspace" and len(frames) < clips.shape[2]:
         clips = clips[:, :, frames]
     chosen = Grid(grid.t, grid.h, grid.w, len(frames) // grid.t, grid.patch_px)
@@ -89,11 +136,13 @@ def target_vectors(clips: Tensor, config: ModelConfig, *, ids: Tensor | None = N
     if config.target_range == "unit":
         vectors = _colours(vectors) * vectors.new_tensor(config.std) + vectors.new_tensor(config.mean)
         vectors = vectors.flatten(-2)
-    if config.target == "normalized-pixels":
-        return normalise_all_colours(vectors)
-    if config.target == "normalized-per-color":
-        return normalise_per_colour(vectors)
     return vectors
+
+
+def _unit(clips: Tensor, config: ModelConfig) -> Tensor:
+    """Normalised pixels [B, C, T, H, W] back in [0, 1]."""
+    std, mean = (clips.new_tensor(each)[:, None, None, None] for each in (config.std, config.mean))
+    return (clips * std + mean).float().clamp(0, 1)
 
 
 def normalise_all_colours(vectors: Tensor) -> Tensor:
@@ -144,9 +193,11 @@ def _hog_vectors(frames: Tensor, grid: Grid, *, ids: Tensor | None) -> Tensor:
 
 
 def reconstruction_loss(prediction: Tensor, target: Tensor, *, kind: str = "mse") -> Tensor:
-    """Mean over the values of hidden tokens [B, M, U] in float32: "mse", "l1" or "smooth-l1".
+    """Mean over the values of hidden tokens [B, M, U] in float32: "mse", "l1", "smooth-l1", or "cross-entropy" over U words.
 
     Every clip hides equally many tokens, so this is also the mean over the batch's hidden tokens.
     """
+    if kind == "cross-entropy":
+        return F.cross_entropy(prediction.float().flatten(0, 1), target.flatten())
     losses = {"mse": F.mse_loss, "l1": F.l1_loss, "smooth-l1": F.smooth_l1_loss}
     return losses[kind](prediction.float(), target)

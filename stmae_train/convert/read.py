@@ -1,0 +1,189 @@
+"""Reading weights of any known layout as ours: what `--init` takes, and what `convert` and `inspect` start from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stmae_train.checkpoint import Weights, load_weights
+from stmae_train.classifier import Classifier
+from stmae_train.config import ModelConfig, Recipe, from_toml, override_values
+from stmae_train.convert.facts import model_config, stated_options
+from stmae_train.convert.files import Opened, open_file
+from stmae_train.convert.layouts import LINEAGES, plain_names, recognise, to_upstream
+from stmae_train.convert.shapes import seen_options
+from stmae_train.errors import CheckpointError, ModelError
+from stmae_train.model import Encoder, from_upstream, outline
+from stmae_train.recipes import names, recipe
+
+__all__ = ["OURS", "RECIPE_KEY", "is_ours", "read_weights"]
+
+OURS = "stmae"
+RECIPE_KEY = "stmae_recipe"
+"""Metadata key under which our exports keep the recipe, for the way back."""
+
+
+class _EncoderAlone(nn.Module):
+    """What a file without decoder and head holds."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+
+
+def is_ours(opened: Opened) -> bool:
+    """Whether a file was written by `save_weights`."""
+    return "recipe" in opened.metadata
+
+
+def read_weights(path: Path, *, base: Recipe | None = None, asked: Mapping[str, Any] | None = None) -> Weights:
+    """Weights by our names, with the recipe they fit.
+
+    Args:
+        path: a weights file of ours, or one of the layouts of `layouts.LINEAGES`.
+        base: recipe whose settings beside the model are kept; the one in the file (our exports), or the lineage's own for the size, unless
+            given.
+        asked: dotted recipe values the user states, such as {"model.heads": 12}; a clash with the file is an error.
+
+    Returns:
+        Tensors, recipe and metadata; the metadata of foreign files says `layout`, `kind` (pretrain, encoder, finetune), `notes` and the
+        file's sha256.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        ModelError: an unknown layout, or a head count, eps, target, patch size or token count that does not fit.
+    """
+    opened, asked = open_file(path), dict(asked or {})
+    if is_ours(opened):
+        weights = load_weights(path)
+        _check_ours(weights.recipe, asked, where=path.name)
+        return weights
+    tensors = plain_names(opened.tensors)
+    layout = recognise(tensors, where=path.name)
+    upstream = to_upstream(tensors, layout)
+    seen = seen_options(upstream, layout)
+    stated = _stated(opened, layout, where=path.name)
+    wanted = {key.removeprefix("model."): value for key, value in asked.items() if key.startswith("model.")}
+    facts = model_config(layout, seen=seen, stated=stated, asked=wanted, where=path.name)
+    kind = "pretrain" if "decoder_width" in seen else "finetune" if _head(upstream) else "encoder"
+    model, pooling, notes = _model(kind, facts.config, upstream)
+    floats = {name: each.float() for name, each in upstream.items()}
+    ours = from_upstream(model, facts.config, floats)
+    if base is None and RECIPE_KEY in opened.metadata:
+        base = from_toml(opened.metadata[RECIPE_KEY], where=f"the metadata of {path.name}")
+    found = _recipe(facts.config, base, pooling=pooling, name=path.stem)
+    found = override_values(found, {key: value for key, value in asked.items() if not key.startswith("model.")})
+    metadata = {
+        "schema_version": "1",
+        "kind": kind,
+        "lineage": LINEAGES[layout],
+        "layout": layout,
+        "data": "{}",
+        "converted_from": path.name,
+        "converted_sha256": _sha256(path),
+        "notes": json.dumps([*facts.notes, *notes, *_warnings(layout, upstream, opened)]),
+    }
+    if kind == "finetune":
+        metadata["num_classes"] = str(len(upstream[_head(upstream)]))
+        metadata["drops_first_token"] = json.dumps(layout == "mae_st" and not facts.config.class_token)
+    return Weights(ours, found, metadata)
+
+
+def _check_ours(found: Recipe, asked: Mapping[str, Any], *, where: str) -> None:
+    for key, value in asked.items():
+        name = key.removeprefix("model.")
+        known = getattr(found.model, name) if key.startswith("model.") else None
+        if known is not None and (tuple(value) if isinstance(value, list) else value) != known:
+            raise ModelError(
+                f"{where}: {name} is {value} by --set, but its own recipe says {known}, which it was trained with; leave the change out."
+            )
+
+
+def _stated(opened: Opened, layout: str, *, where: str) -> dict[str, Any]:
+    """What stands beside the weights; our own exports carry the whole model."""
+    text = opened.metadata.get(RECIPE_KEY)
+    if text is None:
+        return stated_options(layout, args=opened.args, settings=opened.settings)
+    model = from_toml(text, where=f"the metadata of {where}").model
+    kept = {
+        key: getattr(model, key) for key in ModelConfig.__dataclass_fields__ if key not in ("size", "lineage", "qkv")
+    }
+    # Image models become learned-table models when their fixed table was trained, so shapes and values decide.
+    return {key: value for key, value in kept.items() if key not in ("positions", "decoder_positions", "qkv_bias")}
+
+
+def _head(tensors: Mapping[str, Tensor]) -> str:
+    """Name of the classifier's weight; empty where there is none."""
+    return next((name for name in ("head.weight", "head.projection.weight") if name in tensors), "")
+
+
+def _model(kind: str, config: ModelConfig, upstream: Mapping[str, Tensor]) -> tuple[nn.Module, str | None, list[str]]:
+    """The model a file fills, on the meta device; its pooling where it has a head; what was assumed for that."""
+    if kind == "pretrain":
+        return outline(config), None, []
+    with torch.device("meta"):
+        if kind == "encoder":
+            return _EncoderAlone(config), None, []
+        pooling, notes = _pooling(config, upstream)
+        return Classifier(config, len(upstream[_head(upstream)]), pooling=pooling, seed=None), pooling, notes
+
+
+def _pooling(config: ModelConfig, upstream: Mapping[str, Tensor]) -> tuple[str, list[str]]:
+    """How a fine-tuned file pools (SPEC-models A1.13, A2, A3.6)."""
+    if "fc_norm.weight" in upstream:
+        return "mean-fresh-norm", []
+    if config.lineage in ("mae", "videomae"):
+        return "norm-first", []
+    if config.lineage == "mae_st":
+        return "mean-norm", []
+    if not config.class_token:
+        return "norm-mean", [
+            "Pooling 'norm-mean', PySlowFast's default without a class token, for the file does not say."
+        ]
+    return "mean-norm", ["Pooling 'mean-norm', as released MAE-ST classifiers have it, for the file does not say."]
+
+
+def _warnings(layout: str, upstream: Mapping[str, Tensor], opened: Opened) -> list[str]:
+    notes = []
+    if layout == "transformers-videomae":
+        biases = [each for name, each in upstream.items() if name.endswith(("attn.q_bias", "attn.v_bias"))]
+        if biases and not any(bool(each.any()) for each in biases):
+            notes.append(
+                "Every query and value bias is exactly zero, as in files that transformers 5 wrote before it read q_bias and v_bias; trained "
+                "models have other values."
+            )
+        notes.append(
+            "transformers' decoder norm and fc_norm have eps 1e-5 whatever config.json says, and so they have here; VideoMAE's own have 1e-6, so "
+            "for its published weights say --set model.last_norm_eps=1e-6."
+        )
+    if any(each.dtype != torch.float32 for each in opened.tensors.values()):
+        notes.append("Weights were stored in another type than float32 and are read as float32.")
+    return notes
+
+
+def _recipe(config: ModelConfig, base: Recipe | None, *, pooling: str | None, name: str) -> Recipe:
+    """A whole recipe around a model: the given one's settings, or those of the lineage's recipe of that size."""
+    if base is None:
+        family = {"pyslowfast": "mae-st", "mae_st": "mae-st"}.get(config.lineage, config.lineage)
+        known = [each for each in names() if each.startswith(f"{family}-") and each.count("-") == family.count("-") + 1]
+        base = recipe(next((each for each in known if each.endswith(f"-{config.size}")), known[0]))
+        base = replace(base, name=name, source=f"Read from {name}; settings beside the model are those of {base.name}.")
+    stride = 1 if config.num_frames == 1 else base.data.frame_stride
+    data = replace(base.data, num_frames=config.num_frames, crop_px=config.crop_px, frame_stride=stride)
+    found = replace(base, model=config, data=data)
+    return found if pooling is None else override_values(found, {"finetune.pooling": pooling})
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); look at its rights.") from error

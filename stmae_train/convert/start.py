@@ -1,0 +1,97 @@
+"""Starting pre-training from weights: what must be the same, and what may differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from stmae_train.checkpoint import Weights, load_model, weights_path
+from stmae_train.classifier import start_encoder
+from stmae_train.convert.read import read_weights
+from stmae_train.errors import ModelError
+from stmae_train.model import MaskedAutoencoder
+
+__all__ = ["start_model"]
+
+# What changes the meaning of an encoder's weights without changing a shape, or changes shapes.
+ENCODER = [
+    "width",
+    "depth",
+    "heads",
+    "mlp_ratio",
+    "layer_norm_eps",
+    "qkv",
+    "qkv_bias",
+    "patch_px",
+    "tubelet_frames",
+    "class_token",
+    "positions",
+    "mean",
+    "std",
+]
+DECODER = [
+    "decoder_width",
+    "decoder_depth",
+    "decoder_heads",
+    "decoder_qkv",
+    "decoder_class",
+    "decoder_positions",
+    "decoder_input",
+    "decoder_embed_bias",
+    "decoder_attention",
+    "last_norm_eps",
+    "dense_encoder",
+    "num_frames",
+    "crop_px",
+    "target",
+    "target_range",
+    "target_frames",
+    "num_target_frames",
+    "target_values",
+]
+
+
+def start_model(model: MaskedAutoencoder, init: str, *, workspace: Path) -> dict[str, Any]:
+    """Fill a masked autoencoder with weights; returns what was loaded, for the run's record.
+
+    Weights with a decoder must fit decoder and target too; weights without one start the encoder alone, and positions of another grid are
+    interpolated.
+
+    Raises:
+        CheckpointError: nothing stands there, or it cannot be read.
+        ModelError: the weights and the recipe differ in what decides the meaning of a weight.
+    """
+    path = weights_path(init, workspace=workspace)
+    weights = read_weights(path)
+    has_decoder = "decoder.head.weight" in weights.tensors
+    _check(model, weights, ENCODER + (DECODER if has_decoder else []), where=path.name)
+    if has_decoder:
+        load_model(model, weights.tensors, where=str(path))
+    else:
+        start_encoder(model.encoder, weights.tensors)
+    return {
+        "name": init,
+        "layout": weights.metadata.get("layout", "stmae"),
+        "parts": "all" if has_decoder else "encoder",
+        "data": json.loads(weights.metadata.get("data", "{}")),
+    }
+
+
+def _check(model: MaskedAutoencoder, weights: Weights, names: list[str], *, where: str) -> None:
+    for name in names:
+        wanted, found = getattr(model.config, name), getattr(weights.model, name)
+        if wanted == found:
+            continue
+        if name == "num_target_frames" and model.config.target_frames != "linspace":
+            continue
+        step = f"set model.{name}={_text(found)}"
+        if name.startswith("decoder_") or name in DECODER:
+            step += ", or leave the decoder behind: stmae-train convert FILE --to stmae --encoder-only"
+        if weights.model.num_frames == 1 < model.config.num_frames:
+            step = "inflate them first: stmae-train convert FILE --to stmae --inflate divide"
+        raise ModelError(f"{where} has {name} {_text(found)}, the recipe {_text(wanted)}; {step}.")
+
+
+def _text(value: object) -> str:
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
