@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -58,12 +59,18 @@ class Run:
 
     def videos(self, items: Sequence[Item], youtube: YouTube) -> Reason | None:
         """Fetch YouTube ids one by one; the reason the line was stopped for, None when it was not."""
+        shutil.rmtree(self._own, ignore_errors=True)  # a killed run may have left a copy of the cookies
         for item in items:
             outcome = self._fetch_video(item, youtube)
             self._end(item, outcome)
             if outcome["reason"] in WALLS:
                 return Reason(outcome["reason"])
         return None
+
+    @property
+    def _own(self) -> Path:
+        """Where children work, apart from those of other jobs."""
+        return self.partial / f"youtube{self.book.job.suffix}"
 
     def _end(self, item: Item, outcome: Mapping[str, Any]) -> None:
         self.book.decide(item.key, outcome)
@@ -91,7 +98,7 @@ class Run:
     def _fetch_video(self, item: Item, youtube: YouTube) -> dict[str, Any]:
         def work() -> Fetched:
             target = self.folder / item.file
-            info, sha256 = youtube.fetch(item.video_id or "", target, partial=self.partial)
+            info, sha256 = youtube.fetch(item.video_id or "", target, partial=self._own)
             if item.expected.sha256 and sha256 not in item.expected.sha256:
                 files.remove_file(target, point="fetch-mismatch")
                 raise ClipRejected(Reason.HASH_MISMATCH, "the bytes have another sha256 than was expected")

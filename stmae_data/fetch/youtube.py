@@ -127,7 +127,7 @@ class YouTube:
         if not VIDEO_ID.fullmatch(video_id):
             raise ClipRejected(Reason.REFUSED_URL, "not a YouTube id")
         self._pace()
-        with _own_folder(partial / f"youtube-{video_id}") as folder:
+        with _own_folder(partial / f"video-{video_id}") as folder:
             ended = run(
                 self._arguments(video_id, folder),
                 limits=Limits(

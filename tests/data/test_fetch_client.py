@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -392,6 +396,65 @@ def test_name_that_does_not_resolve_is_net_dns(tmp_path: Path) -> None:
 
 def test_system_resolver_knows_numbers() -> None:
     assert system_resolver("127.0.0.1", 80) == ["127.0.0.1"]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for videos.example and its key, made anew; skipped where there is no openssl."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl program to make a certificate with")
+    folder = tmp_path_factory.mktemp("tls")
+    made, key = folder / "cert.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+    ]
+    command += ["-subj", "/CN=videos.example", "-addext", "subjectAltName=DNS:videos.example"]
+    subprocess.run([*command, "-keyout", str(key), "-out", str(made)], check=True, capture_output=True)
+    return made, key
+
+
+@pytest.mark.parametrize("host", ["videos.example", "other.example"])
+def test_certificate_is_checked_against_the_name(
+    host: str, certificate: tuple[Path, Path], tmp_path: Path, web: Any
+) -> None:
+    """The connection goes to the checked address; SNI and certificate are about the name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    names: list[str | None] = []
+    context.sni_callback = lambda sock, name, _: names.append(name)
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection, contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as secure:
+            secure.recv(4096)
+            secure.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    client = Client(QUICK, resolver=lambda name, port: ["127.0.0.1"])
+    client._tls = ssl.create_default_context(cafile=str(certificate[0]))
+    url = f"https://{host}:{listening.getsockname()[1]}/a"
+    try:
+        if host == "videos.example":
+            download(client, url, tmp_path / "got", partial=tmp_path / "p")
+            assert (tmp_path / "got").read_bytes() == b"hello"
+        else:
+            with pytest.raises(ClipRejected, match="its certificate does not fit its name"):
+                download(client, url, tmp_path / "got", partial=tmp_path / "p")
+    finally:
+        thread.join(10)
+        listening.close()
+    assert names == [host]
 
 
 def test_nothing_of_the_environment_is_used(server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

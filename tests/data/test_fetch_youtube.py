@@ -106,7 +106,7 @@ def test_every_end_has_its_reason(stub: tuple[str, ...], workspace: Path) -> Non
     folder = workspace / "raw" / "ids"
     assert sorted(path.name for path in (folder / "files").iterdir()) == ["good0000000.info.json", "good0000000.mp4"]
     assert "secret" not in (folder / "files" / "good0000000.info.json").read_text()
-    assert list((folder / ".partial").iterdir()) == []
+    assert not [path for path in (folder / ".partial").rglob("*") if path.is_file()]
     rows = {row.platform_id: row for row in rows_for(load_manifest("web"), roots=[folder]).rows}
     good = rows["good0000000"]
     assert (good.platform, good.problem, good.annotations[0].label_raw) == ("youtube", None, "zumba")
@@ -149,6 +149,14 @@ def test_the_child_is_told_nothing_but_our_options(stub: tuple[str, ...], worksp
     )
     left = [path for path in workspace.rglob("*") if path.is_file() and path.read_bytes() == b"jar"]
     assert left == [], "no copy of the cookies stays"
+
+
+def test_what_a_killed_child_left_is_removed_first(stub: tuple[str, ...], workspace: Path) -> None:
+    left = workspace / "raw" / "ids" / ".partial" / "youtube" / "video-good0000000" / "cookies.txt"
+    left.parent.mkdir(parents=True)
+    left.write_text("jar")
+    bring(workspace, ["later000000"], quick(stub))
+    assert not left.exists()
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,9 @@ def test_path_out_of_the_folders_is_refused(tmp_path: Path, text: str) -> None:
     assert row.problem[0] in (Reason.REFUSED_URL, Reason.SPECIAL_FILE)
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "/etc/passwd", "ftp://example.org/a", "concat:a|b", "http://[::1/"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "/etc/passwd", "ftp://example.org/a", "concat:a|b", "http://[::1/"]
+)
 def test_address_that_is_none_is_refused(tmp_path: Path, url: str) -> None:
     path = table(tmp_path / "list.csv", f"url\n{url}\n")
     (row,) = rows_for(manifest(tmp_path), roots=[tmp_path], annotations=[path]).rows
