@@ -92,8 +92,8 @@ def fetch(
         return _report(name, book, rows, 0, started, None)
     with files.lock(folder / f"LOCK{request.job.suffix}", what=f"The fetch of {name}"):
         if request.job.count == 1:  # a job must not sweep away what others are writing
-            for each in (folder, folder / ".partial", folder / "files", folder / "annotations"):
-                files.sweep_temp(each)
+            for place in (folder, folder / ".partial", folder / "files", folder / "annotations"):
+                files.sweep_temp(place)
         book = Book.open(folder, request.job)
         _note_how(request, folder, own.policy)
         todo = [each for each in items.values() if _is_open(each, book, request.retry_failed)]
