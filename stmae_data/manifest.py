@@ -337,7 +337,9 @@ def _check(manifest: Manifest, *, where: str) -> None:
         raise ManifestError(f"{where}: kind is {manifest.kind!r}{near}, wanted one of {', '.join(KINDS)}.")
     if manifest.files not in ("clips", "originals"):
         raise ManifestError(f'{where}: files is {manifest.files!r}, wanted "clips" or "originals".')
-    kinds = {"imagenet": ("image",), "webdataset": ("video", "image")}.get(manifest.kind, ("video",))
+    kinds = {"imagenet": ("image",), "webdataset": ("video", "image"), "folder": ("video", "image")}.get(
+        manifest.kind, ("video",)
+    )
     if manifest.media_kind not in kinds:
         raise ManifestError(
             f"{where}: media_kind is {manifest.media_kind!r}, wanted {' or '.join(kinds)} for the kind {manifest.kind}."

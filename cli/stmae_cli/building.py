@@ -1,5 +1,6 @@
 """`stmae-data build`: from source files to a sealed shard set."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,13 @@ def build(
         str,
         typer.Argument(help="A shipped manifest (k400, k600, k700, k700-2020, ssv2, ava, in1k, web) or a TOML file."),
     ],
-    source: Annotated[list[Path] | None, typer.Option("--from", help="Folders to read; several may be given.")] = None,
+    source: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="Folders to read, or tars of a WebDataset, as 'x-{000000..000009}.tar'; several may be given.",
+        ),
+    ] = None,
     annotations: Annotated[
         list[Path] | None, typer.Option(help="Annotation tables: csv, json, txt or parquet.")
     ] = None,
@@ -56,6 +63,8 @@ def build(
 
     Example: stmae-data build k400 --from /data/kinetics400 --job 3/8
 
+    Example: stmae-data build web --from 'crawl-{000000..000009}.tar' --name crawl
+
     Example: stmae-data build web --from clips --retry-failed timeout oom
     """
     from stmae_data.build import BuildRequest, Job, reasons_of
@@ -64,6 +73,8 @@ def build(
     from stmae_data.manifest import load_manifest
 
     found = load_manifest(manifest)
+    if encode == "image" and found.kind == "folder":
+        found = dataclasses.replace(found, media_kind="image")
     side_px = found.picture_side_px if encode == "image" else found.short_side_px
     request = BuildRequest(
         workspace=workspace,

@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from stmae_data.errors import SourceError
 from stmae_data.manifest import Manifest
 from stmae_data.records import SourceRow, plan_key
-from stmae_data.sources import ava, imagenet, kinetics, listed, something, web
+from stmae_data.sources import ava, imagenet, kinetics, listed, something, web, webdataset
 from stmae_data.sources.archives import open_member
 from stmae_data.sources.listing import SourceListing, source_path, source_uri
 from stmae_data.sources.tables import TableClip, read_table_clips
@@ -23,6 +23,7 @@ _LABELLED: dict[str, Callable[..., SourceListing]] = {
     "table": listed.rows,
     "ava": ava.rows,
     "imagenet": imagenet.rows,
+    "webdataset": webdataset.rows,
 }
 
 
@@ -39,7 +40,8 @@ def rows_for(
 
     Args:
         manifest: what the release is.
-        roots: folders or files to read; the manifest's own when empty.
+        roots: folders or files to read; the manifest's own when empty. A pattern of tars (`x-{000000..000009}.tar`, `x-*.tar`) is
+            read as a WebDataset.
         annotations: tables that replace those the manifest names.
         splits: names of splits to list, all when None.
         classes: labels to list, all when None.
@@ -53,7 +55,10 @@ def rows_for(
     if not places and manifest.kind != "table":
         raise SourceError(f"Where are the files of {manifest.name}? Give their folder with --from.")
     splits, classes = splits or None, classes or None
-    if (reader := _LABELLED.get(manifest.kind)) is not None:
+    reader = _LABELLED.get(manifest.kind)
+    if manifest.kind == "folder" and any(webdataset.is_pattern(place) for place in places):
+        reader = webdataset.rows
+    if reader is not None:
         listing = reader(manifest, roots=places, annotations=annotations, splits=splits, classes=classes)
     else:
         _refuse(manifest, "--annotations", annotations)

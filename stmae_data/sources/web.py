@@ -7,7 +7,7 @@ An archive is a file like any other, unless it is itself given as a root: then i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -22,6 +22,7 @@ __all__ = ["SIDECAR_SUFFIXES", "rows"]
 
 SIDECAR_SUFFIXES = frozenset({"json", "txt", "csv", "tsv", "description", "vtt", "srt", "jpg", "jpeg", "png", "webp"})
 """Metadata, texts, subtitles and thumbnails that downloaders put beside a video."""
+_PICTURES = frozenset({"jpg", "jpeg", "png"})
 
 
 def rows(manifest: Manifest, *, roots: Sequence[Path], splits: Sequence[str] | None = None) -> SourceListing:
@@ -37,7 +38,7 @@ def rows(manifest: Manifest, *, roots: Sequence[Path], splits: Sequence[str] | N
     entries = chain.from_iterable(_entries(root, listing) for root in roots)
     for _, group in groupby(entries, key=lambda each: (each.path.rpartition(b"/")[0], each.folders)):
         together = list(group)
-        clips = _clips(together)
+        clips = _clips(together, own=_PICTURES if manifest.media_kind == "image" else frozenset())
         listing.skipped["sidecar"] += len(together) - len(clips)
         sidecars = {each.name: each for each in together if each.suffix == "json" and each.kind == "file"}
         for entry in clips:
@@ -62,12 +63,12 @@ def _entries(root: Path, listing: SourceListing) -> Iterable[Entry]:
     return expand(found, listing) if root.is_file() else found
 
 
-def _clips(together: Iterable[Entry]) -> list[Entry]:
-    """Entries of one folder without the sidecars among them."""
+def _clips(together: Iterable[Entry], *, own: Collection[str]) -> list[Entry]:
+    """Entries of one folder without the sidecars among them; endings of `own` are clips, whatever else they could be."""
     together = list(together)
-    owners = [each.name for each in together if each.suffix not in SIDECAR_SUFFIXES]
+    owners = [each.name for each in together if each.suffix not in SIDECAR_SUFFIXES or each.suffix in own]
     stems = {*owners, *(_stem(name) for name in owners)}
-    return [each for each in together if not _is_sidecar(each, stems)]
+    return [each for each in together if each.suffix in own or not _is_sidecar(each, stems)]
 
 
 def _is_sidecar(entry: Entry, stems: set[str]) -> bool:
@@ -109,6 +110,7 @@ def _row(manifest: Manifest, entry: Entry, split: str, sidecar: Sidecar) -> Sour
         source_member=entry.member,
         platform=sidecar.platform or "file",
         platform_id=sidecar.platform_id,
+        media_kind=manifest.media_kind,
         source_bytes=entry.size if entry.kind == "file" else None,
         annotations=(Annotation(dataset=manifest.name, release=manifest.release, split=split),),
         problem=entry.problem,
