@@ -95,7 +95,7 @@ class Manifest:
     shard_bytes: int = 512_000_000
     clips_per_shard: int | None = None
     max_duration_error_seconds: float | None = None
-    """A clip whose measured duration is further from its annotation is dropped; None only flags it."""
+    """A clip whose measured duration is further from its annotation is dropped; None flags those more than a second off."""
     base_url: str | None = None
     """What all URLs of the release begin with; `fetch --base-url` puts a mirror in its place."""
     archives_by_class: tuple[str, ...] = ()

@@ -59,7 +59,8 @@ class Plan:
 
     def task_settings(self) -> dict[str, Any]:
         """What a worker needs beside the rows."""
-        return {key: self.settings[key] for key in ("encoding", "short_side_px", "dataset", "release", "run_id")}
+        keys = ("encoding", "short_side_px", "dataset", "release", "run_id", "max_duration_error_seconds")
+        return {key: self.settings.get(key) for key in keys}
 
     def ledgers(self, folder: Path) -> list[Path]:
         """Paths of the ledgers of all planned shards."""
@@ -151,6 +152,7 @@ def extend_plan(
         "schema_version": SCHEMA_VERSION,
         "dataset": manifest.name,
         "release": manifest.release,
+        "max_duration_error_seconds": manifest.max_duration_error_seconds,
         "run_id": run_id,
     }
     if listing.reconciliation:

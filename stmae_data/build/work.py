@@ -20,12 +20,15 @@ from stmae_data.shards import Sample, commit_ledger, commit_shard, fingerprint_p
 
 __all__ = ["build_shard"]
 
+_FLAGGED_SECONDS = 1.0
+"""A clip whose measured duration is further from its annotation is flagged; releases have some that begin late or end early."""
+
 
 def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
     """Write the tar, the fingerprints and the ledger of one planned shard, in that order; the ledger is the commit.
 
     Args:
-        task: folder and name of the shard, table of its plan, encoding, short_side_px, dataset, release, run_id.
+        task: folder and name of the shard, table of its plan, encoding, short_side_px, dataset, release, run_id, max_duration_error_seconds.
         tick: told of every clip that is decided.
 
     Returns:
@@ -56,7 +59,7 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
                 _reject(entry, Reason.DUPLICATE, "the same clip stands in this set already", stage="plan")
                 entry["duplicate_of"] = last["clip_id"]
             else:
-                clip = _encode(row, entry, encoding, tombstones)
+                clip = _encode(row, entry, encoding, tombstones, task.get("max_duration_error_seconds"))
                 if clip is not None:
                     entry |= {"outcome": "written", "stage": "store"}
                     written.append(entry)
@@ -100,7 +103,11 @@ def _reject(entry: dict[str, Any], reason: Reason, detail: str, *, stage: str) -
 
 
 def _encode(
-    row: dict[str, Any], entry: dict[str, Any], encoding: Encoding, tombstones: Tombstones
+    row: dict[str, Any],
+    entry: dict[str, Any],
+    encoding: Encoding,
+    tombstones: Tombstones,
+    most_error_seconds: float | None,
 ) -> EncodedClip | None:
     """Open, hash, probe and encode one clip; a clip that cannot be used leaves its reason in `entry`."""
     try:
@@ -133,13 +140,28 @@ def _encode(
     except Exception as error:  # an unforeseen fault is a row and a non-zero exit, never a lost clip
         _reject(entry, Reason.INTERNAL_ERROR, f"{uuid.uuid4().hex[:8]} {type(error).__name__}: {error}", stage="decode")
         return None
-    _record(entry, clip)
+    off, told = _duration_error(row, clip)
+    is_wrong = most_error_seconds is not None and off > most_error_seconds
+    _record(entry, clip, is_stored=not is_wrong)
+    if is_wrong:
+        _reject(entry, Reason.DURATION_MISMATCH, told, stage="measure")
+        return None
+    if off > _FLAGGED_SECONDS:
+        entry["flags"] = sorted({*entry["flags"], "duration_mismatch"})
     return clip
 
 
-def _record(entry: dict[str, Any], clip: EncodedClip) -> None:
-    """Copy the measured and stored facts into the ledger row."""
-    for facts in (clip.source, clip.stored):
+def _duration_error(row: dict[str, Any], clip: EncodedClip) -> tuple[float, str]:
+    """Seconds between what the annotation says and what was measured, and that in words; 0 where there is no annotation."""
+    if row["start_ms"] is None or clip.source.duration_seconds is None:
+        return 0.0, ""
+    annotated, measured = (row["end_ms"] - row["start_ms"]) / 1000, clip.source.duration_seconds
+    return abs(measured - annotated), f"{measured:.2f} s measured, {annotated:.2f} s annotated"
+
+
+def _record(entry: dict[str, Any], clip: EncodedClip, *, is_stored: bool) -> None:
+    """Copy the measured facts into the ledger row, and those of what is stored."""
+    for facts in (clip.source, clip.stored) if is_stored else (clip.source,):
         for name in type(facts).__dataclass_fields__:
             entry[name] = getattr(facts, name)
     entry["stream_sha256"] = clip.stream_sha256

@@ -1,7 +1,9 @@
 """AVA Actions: people in films, boxed once a second, with what they do.
 
 A clip is an annotated second with two seconds on either side, cut from the whole film, so that 64 frames at 30 fps around the middle are
-in it. Tables are known by their official names, whatever the version in them.
+in it. Tables are known by their official names, whatever the version in them. Those of AVA-Kinetics (seven columns, no person, fractions
+of seconds) are read beside them: their times count in the original video, so a Kinetics clip with its interval in its name is taken as it
+is, under its Kinetics id, with the boxes of the moments in it.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 from stmae_data.errors import SourceError
 from stmae_data.files import sha256_file
 from stmae_data.manifest import Manifest, is_remote
-from stmae_data.records import Annotation, SourceRow
+from stmae_data.records import Annotation, SourceRow, kinetics_clip_id
 from stmae_data.sources.archives import expand
 from stmae_data.sources.join import Tally
 from stmae_data.sources.listing import (
@@ -37,17 +39,18 @@ SECONDS_AROUND = 2
 """Seconds of film kept on either side of an annotated second."""
 
 _TABLE = re.compile(
-    r"ava_(?P<split>train|val|test)_(?P<what>excluded_timestamps|predicted_boxes|v\d+[\d.]*).*\.(csv|txt)"
+    r"(ava_kinetics|ava|kinetics)_(?P<split>train|val|test)_(?P<what>excluded_timestamps|predicted_boxes|v\d+[\d.]*).*\.(csv|txt)"
 )
 _INCLUDED = re.compile(r"ava_included_timestamps.*\.txt")
 _ACTIONS = re.compile(r"ava_action_list.*\.pbtxt")
 _EVERY_SECOND = range(902, 1799)
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_PIECE = re.compile(r"(?P<id>[A-Za-z0-9_-]{11})_(?P<start>\d{6})_(?P<end>\d{6})")
 
 
 @dataclass(slots=True)
 class _Tables:
-    """All annotation tables of the release: boxes and where they come from, by split and annotated second."""
+    """All annotation tables of the release: boxes and where they come from, by split and annotated moment in milliseconds."""
 
     boxes: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = field(default_factory=lambda: defaultdict(dict))
     digests: dict[str, str] = field(default_factory=dict)
@@ -81,52 +84,88 @@ def rows(
     tables = _read_tables(manifest, entries, annotations)
     wanted = wanted_splits(manifest, splits)
     tally = Tally()
-    seconds: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    moments: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for split, found in tables.boxes.items():
-        for video, second in found:
-            seconds[video].append((split, second))
+        for video, moment_ms in found:
+            moments[video].append((split, moment_ms))
             if split in wanted:
                 tally.annotated[(split, None)] += 1
-    seen: set[tuple[str, str]] = set()
+    seen: set[tuple[str, str, int]] = set()
     for entry in entries:
         stem = entry.name.partition(".")[0]
-        if not _ID.fullmatch(stem) or entry.suffix not in VIDEO_SUFFIXES:
+        piece = _PIECE.fullmatch(stem)
+        video = piece["id"] if piece is not None else stem
+        if not _ID.fullmatch(video) or entry.suffix not in VIDEO_SUFFIXES:
             listing.skipped["other_file"] += 1
-        elif stem not in seconds:
+            continue
+        told = [each for each in sorted(moments.get(video, ())) if each[0] in wanted]
+        clips: list[_Clip] = [_film(video, *each) for each in told]
+        if piece is not None:
+            clips = [_piece(video, int(piece["start"]) * 1000, int(piece["end"]) * 1000, told)]
+        rows = [_row(manifest, entry, tables, clip) for clip in clips if clip.moments]
+        if not rows and video not in moments:
             listing.skipped["not_annotated"] += 1
-        else:
-            for split, second in sorted(seconds[stem]):
-                if split in wanted:
-                    listing.rows.append(_row(manifest, entry, tables, split, stem, second))
-                    tally.present[(split, None)] += (stem, split) not in seen
-            seen.update((stem, split) for split, _ in seconds[stem])
+        elif not rows:
+            listing.skipped["not_annotated" if piece is not None else "other_split"] += 1
+        listing.rows += rows
+        for split, moment_ms in (each for clip in clips for each in clip.moments):
+            tally.present[(split, None)] += (video, split, moment_ms) not in seen
+            seen.add((video, split, moment_ms))
     listing.reconciliation = tally.lines(manifest)
     return listing
 
 
-def _row(manifest: Manifest, entry: Entry, tables: _Tables, split: str, video: str, second: int) -> SourceRow:
-    start, end = second - SECONDS_AROUND, second + SECONDS_AROUND
-    boxes = tables.boxes[split][(video, second)]
-    names = sorted({tables.actions[box["action_id"]] for box in boxes if box["action_id"] in tables.actions})
-    annotation = Annotation(
-        dataset=manifest.name,
-        release=manifest.release,
-        split=split,
-        boxes=tuple(boxes),
-        annotation_sha256=tables.digests.get(split),
-    )
+@dataclass(frozen=True, slots=True)
+class _Clip:
+    """What one sample is to hold: a stretch of a video and the annotated moments (split, milliseconds) in it."""
+
+    clip_id: str
+    video: str
+    start_ms: int
+    end_ms: int
+    is_cut: bool
+    moments: tuple[tuple[str, int], ...]
+
+
+def _film(video: str, split: str, moment_ms: int) -> _Clip:
+    """An annotated moment, to be cut from the whole film."""
+    start, end = max(0, moment_ms - 1000 * SECONDS_AROUND), moment_ms + 1000 * SECONDS_AROUND
+    return _Clip(f"ava_{kinetics_clip_id(video, start, end)}", video, start, end, True, ((split, moment_ms),))
+
+
+def _piece(video: str, start_ms: int, end_ms: int, moments: Sequence[tuple[str, int]]) -> _Clip:
+    """A Kinetics clip as it is, with the moments in it."""
+    inside = tuple(each for each in moments if start_ms <= each[1] < end_ms)
+    return _Clip(kinetics_clip_id(video, start_ms, end_ms), video, start_ms, end_ms, False, inside)
+
+
+def _row(manifest: Manifest, entry: Entry, tables: _Tables, clip: _Clip) -> SourceRow:
+    by_split: dict[str, list[dict[str, Any]]] = {}
+    for split, moment_ms in clip.moments:
+        by_split.setdefault(split, []).extend(tables.boxes[split][(clip.video, moment_ms)])
+    actions = {box["action_id"] for boxes in by_split.values() for box in boxes}
+    names = sorted({tables.actions[action] for action in actions if action in tables.actions})
     return SourceRow(
-        split=split,
+        split=next(iter(by_split)),
         source_uri=source_uri(entry.path),
         source_member=entry.member,
-        clip_id=f"ava_{video}_{start:06d}_{end:06d}",
+        clip_id=clip.clip_id,
         platform="youtube",
-        platform_id=video,
-        start_ms=start * 1000,
-        end_ms=end * 1000,
-        is_cut=True,
+        platform_id=clip.video,
+        start_ms=clip.start_ms,
+        end_ms=clip.end_ms,
+        is_cut=clip.is_cut,
         source_bytes=entry.size if entry.kind == "file" else None,
-        annotations=(annotation,),
+        annotations=tuple(
+            Annotation(
+                dataset=manifest.name,
+                release=manifest.release,
+                split=split,
+                boxes=tuple(boxes),
+                annotation_sha256=tables.digests.get(split),
+            )
+            for split, boxes in by_split.items()
+        ),
         problem=entry.problem,
         web={"title": ", ".join(names)} if names else {},
     )
@@ -173,7 +212,7 @@ def _read_tables(manifest: Manifest, entries: Iterable[Entry], given: Sequence[P
     for split, videos in tables.videos.items():
         for video in videos:
             for second in tables.seconds:
-                tables.boxes[split].setdefault((video, second), [])
+                tables.boxes[split].setdefault((video, 1000 * second), [])
     for found in tables.boxes.values():
         for key in tables.excluded & found.keys():
             del found[key]
@@ -195,16 +234,16 @@ def _read_one(tables: _Tables, path: Path, split: str, what: str) -> None:
     is_prediction = what == "predicted_boxes"
     if not is_prediction and what != "excluded_timestamps":
         tables.digests[split] = sha256_file(path)
-    for video, second, values in _lines(path):
-        key = (video, second)
+    for video, moment_ms, values in _lines(path):
+        key = (video, moment_ms)
         if what == "excluded_timestamps":
             tables.excluded.add(key)
         elif not is_prediction:
             found = tables.boxes[split].setdefault(key, [])
             if values:
-                found.append(_box(path, second, values, is_prediction=False))
+                found.append(_box(path, moment_ms, values, is_prediction=False))
         elif key in tables.boxes[split]:
-            tables.boxes[split][key].append(_box(path, second, values, is_prediction=True))
+            tables.boxes[split][key].append(_box(path, moment_ms, values, is_prediction=True))
 
 
 def _lines(path: Path) -> Iterator[tuple[str, int, list[str]]]:
@@ -212,17 +251,17 @@ def _lines(path: Path) -> Iterator[tuple[str, int, list[str]]]:
         if not cells:
             continue
         try:
-            video, second = cells[0], int(float(cells[1]))
-        except (IndexError, ValueError):
-            video, second = "", 0
-        if not _ID.fullmatch(video) or second < SECONDS_AROUND or len(cells) not in (2, 7, 8):
+            video, moment_ms = cells[0], round(1000 * float(cells[1]))
+        except (IndexError, ValueError, OverflowError):
+            video, moment_ms = "", 0
+        if not _ID.fullmatch(video) or not 0 <= moment_ms < 10**10 or len(cells) not in (2, 7, 8):
             raise SourceError(
                 f"Row {number} of {path} is {','.join(cells)[:80]!r}; wanted video id, second and, for a box, x1, y1, x2, y2, action, person."
             )
-        yield video, second, cells[2:]
+        yield video, moment_ms, cells[2:]
 
 
-def _box(path: Path, second: int, values: Sequence[str], *, is_prediction: bool) -> dict[str, Any]:
+def _box(path: Path, moment_ms: int, values: Sequence[str], *, is_prediction: bool) -> dict[str, Any]:
     """One box: corners in shares of width and height. The last cell is a person, or the score of a detection; seven columns lack it."""
     try:
         x1, y1, x2, y2 = (float(value) for value in values[:4])
@@ -233,10 +272,10 @@ def _box(path: Path, second: int, values: Sequence[str], *, is_prediction: bool)
         action = last = None
     if not (0 <= x1 <= x2 <= 1 and 0 <= y1 <= y2 <= 1):
         raise SourceError(
-            f"{path} has a box {','.join(values)!r} at second {second}; wanted 0 <= x1 <= x2 <= 1 and the same for y."
+            f"{path} has a box {','.join(values)!r} at second {moment_ms / 1000:g}; wanted 0 <= x1 <= x2 <= 1 and the same for y."
         )
     return {
-        "second": float(second),
+        "second": moment_ms / 1000,
         "x1": x1,
         "y1": y1,
         "x2": x2,

@@ -215,3 +215,19 @@ def test_the_command_prints_the_promised_json(workspace: Path, kinetics_tree: Pa
     assert ended.returncode == 0, ended.stderr
     shown = json.loads(ended.stdout)
     assert shown["set"] == "tiny" and shown["written"] == shown["planned"] and shown["reasons"] == {}
+
+
+def test_a_duration_far_from_its_annotation_is_flagged_or_dropped_as_the_manifest_asks(
+    clean: tuple[Path, BuildReport], workspace: Path, kinetics_tree: Path
+) -> None:
+    rows = files.read_table(open_set(clean[0], "tiny").ledgers())
+    assert {tuple(row["flags"]) for row in rows} == {("duration_mismatch",)}
+    toml = kinetics_tree / "strict.toml"
+    text = (kinetics_tree / "tiny.toml").read_text().replace('"tiny"', '"strict"')
+    toml.write_text(text.replace("[splits.train]", "max_duration_error_seconds = 2.0\n[splits.train]"))
+    report = build(BuildRequest(workspace, load_manifest(str(toml)), splits=("val",)))
+    assert report.counts["reasons"] == {"duration_mismatch": 4} and report.counts["dropped"] == 4
+    row = files.read_table(open_set(workspace, "strict").ledgers())[0]
+    assert (row["reason_detail"], row["stored_sha256"]) == ("0.67 s measured, 10.00 s annotated", None)
+    assert (row["num_frames"], row["duration_seconds"] < 1) == (20, True)
+    assert verify(workspace, "strict").ok

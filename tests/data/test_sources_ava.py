@@ -149,3 +149,31 @@ def test_sample_of_the_official_table_is_read(tmp_path: Path, shared_dir: Path) 
     rows = rows_for(load_manifest("ava"), roots=[tmp_path]).rows
     assert rows
     assert f"ava_{C}_000901_000905" not in {row.clip_id for row in rows}, "second 903 of that film is excluded"
+
+
+def test_ava_kinetics_has_seven_columns_and_fractions_of_seconds(tree: Path) -> None:
+    """Its times count in the original: a Kinetics clip is taken as it is, a whole video is cut."""
+    inside, outside, whole = "kkkkkkkkkkk_000010_000020", "kkkkkkkkkkk_000050_000060", "wwwwwwwwwww"
+    for name in (inside, outside, whole):
+        (tree / f"{name}.mp4").write_bytes(b"clip")
+    lines = [f"kkkkkkkkkkk,12.5,{BOX},11", f"kkkkkkkkkkk,12.5,{BOX},1", f"kkkkkkkkkkk,19.003,{BOX},1"]
+    lines += [f"{whole},0.701,{BOX},11", f"{whole},30.25,{BOX},1"]
+    (tree / "ava_v2.2" / "kinetics_train_v1.0.csv").write_text("\n".join(lines) + "\n")
+    listing = rows_for(load_manifest("ava"), roots=[tree])
+    found = {row.clip_id: row for row in listing.rows}
+    piece = found[inside]
+    assert (piece.start_ms, piece.end_ms, piece.is_cut, piece.platform_id) == (10_000, 20_000, False, "kkkkkkkkkkk")
+    boxes = piece.annotations[0].boxes
+    assert boxes is not None
+    assert [(box["second"], box["action_id"], box["person_id"]) for box in boxes] == [
+        (12.5, 11, None),
+        (12.5, 1, None),
+        (19.003, 1, None),
+    ]
+    assert outside not in found and listing.skipped["not_annotated"] == 2
+    cuts = {name: (row.start_ms, row.end_ms) for name, row in found.items() if row.platform_id == whole}
+    assert cuts == {
+        f"ava_{whole}_000000000ms_000002701ms": (0, 2_701),
+        f"ava_{whole}_000028250ms_000032250ms": (28_250, 32_250),
+    }
+    assert all(found[name].is_cut for name in cuts)
