@@ -11,11 +11,13 @@ from av.audio.stream import AudioStream
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from stmae_data.encode import steady_asm
+
 __all__ = ["encode_film", "encode_sound"]
 
 _CODECS = {
     # threads=1: the bytes of x264 depend on the number of threads.
-    "mp4": ("libx264", {"preset": "veryfast", "threads": "1", "x264-params": "threads=1"}),
+    "mp4": ("libx264", {"preset": "veryfast", "threads": "1", "x264-params": f"threads=1{steady_asm()}"}),
     "webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8", "row-mt": "0", "threads": "1", "b": "0"}),
 }
 

@@ -28,13 +28,14 @@ from stmae_data.encode.graph import (
     ffmpeg_executable,
     ffmpeg_version,
     graph_of,
+    steady_asm,
 )
 from stmae_data.errors import ClipRejected, Reason, UsageError
 from stmae_data.limits import Limits
 from stmae_data.media import POLICY, Header, open_video, reason_of, source_of_bytes
 from stmae_data.records import ClipSpan, MediaFacts, StoredFacts
 
-__all__ = ["EncodedClip", "Encoding", "encode_clip", "ffmpeg_executable", "ffmpeg_version"]
+__all__ = ["EncodedClip", "Encoding", "encode_clip", "ffmpeg_executable", "ffmpeg_version", "steady_asm"]
 
 
 # Slower claims come from broken time scales; believing them would repeat every frame for minutes.

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from stmae_data import encode
+from stmae_data import encode, limits
 from stmae_data.encode import EncodedClip, Encoding, encode_clip, ffmpeg_executable, ffmpeg_version
 from stmae_data.errors import ClipRejected, Reason, UsageError
 from stmae_data.frames import count_frames, read_clips
@@ -66,6 +66,21 @@ def test_facts_are_measured(film: Path) -> None:
     assert clip.stored.stored_sha256 == hashlib.sha256(clip.media).hexdigest()
     assert clip.extension == "mp4" and clip.flags == ()
     assert 0 < clip.signals["motion"] < 1
+
+
+@pytest.mark.parametrize("mode", ["layered", "lean", "fast"])
+def test_bytes_do_not_depend_on_what_memory_held_before(film: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, made = limits.run, set()
+    for value in (1, 85, 129, 200, 254):
+        monkeypatch.setattr(
+            limits,
+            "run",
+            lambda arguments, value=value, **options: real(
+                arguments, **{**options, "environment": {**options["environment"], "MALLOC_PERTURB_": str(value)}}
+            ),
+        )
+        made |= {encoded(film, mode=mode, short=side).media for side in (64, 66)}
+    assert len(made) == 2
 
 
 def test_hash_frames_are_the_first_of_each_eighth_of_a_second(film: Path) -> None:
