@@ -71,7 +71,9 @@ def recipes(
     from stmae_train.recipes import names, recipe
 
     if name is not None:
-        sys.stdout.write(to_toml(recipe(name)))
+        from stmae_cli.weights import cost_lines
+
+        sys.stdout.write("".join(f"# {line}\n" for line in cost_lines(recipe(name).model)) + to_toml(recipe(name)))
         return
     found = [recipe(each) for each in names()]
     if is_json:

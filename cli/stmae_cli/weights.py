@@ -1,4 +1,4 @@
-"""`stmae-train convert` and `inspect`: weights of other codebases in, ours out, and what a file holds."""
+"""`stmae-train convert`, `inspect` and `bench`: weights of other codebases in, ours out, what a file holds, how fast a step is."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +10,19 @@ from stmae_cli.console import JsonFlag, WorkspaceOption
 
 if TYPE_CHECKING:
     from stmae_train.checkpoint import Weights
+    from stmae_train.config import ModelConfig
 
-__all__ = ["add_weights_commands"]
+__all__ = ["add_weights_commands", "cost_lines"]
 
 HERE = Path()
+
+bench_app = console.make_app("Benchmarks: one JSON document each.")
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Time parts of training against the libraries people use."""
+
 
 FileArgument = Annotated[
     str,
@@ -31,6 +40,32 @@ def add_weights_commands(app: typer.Typer) -> None:
     """Register the commands."""
     console.command(app, "convert")(convert)
     console.command(app, "inspect")(inspect)
+    app.add_typer(bench_app, name="bench")
+
+
+def cost_lines(model: "ModelConfig") -> list[str]:
+    """What a model comes to: parameters, and operations of a clip beside those of an encoder that sees every token."""
+    from dataclasses import replace
+
+    from stmae_train.model import parameter_counts
+    from stmae_train.runlog import forward_flops
+
+    counts = parameter_counts(model)
+    lines = [
+        f"{counts['total'] / 1e6:.2f} M parameters: encoder {counts['encoder'] / 1e6:.2f} M, decoder {counts['decoder'] / 1e6:.2f} M"
+    ]
+    flops = forward_flops(model)
+    lines.append(f"{flops.total / 1e9:.1f} GFLOPs forward per clip (a product and a sum count two)")
+    if not model.dense_encoder and model.decoder_attention == "self" and model.decoded_share == 1:
+        sparse, dense = (
+            forward_flops(each, counts="published").multiply_adds / 1e9
+            for each in (model, replace(model, dense_encoder=True))
+        )
+        lines.append(
+            f"as papers count (multiply-adds, all tokens embedded): {sparse:.1f} G, {dense:.1f} G with an encoder of all tokens, "
+            f"{dense / sparse:.1f}x"
+        )
+    return lines
 
 
 def _path(name: str, workspace: Path) -> Path:
@@ -110,3 +145,38 @@ def inspect(
         console.print_json(found)
         return
     console.facts(f"Weights of {found['file']}", found)
+
+
+@console.command(bench_app, "step")
+def bench_step(
+    size: Annotated[list[str] | None, typer.Option(help="112, 224 or tiny; 112 and 224 unless given.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; both unless given.")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed rounds.")] = 7,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    is_json: JsonFlag = False,
+) -> None:
+    """Time a pre-training step: ours, transformers' VideoMAE in both its ways to attend, and ours with an encoder of all tokens.
+
+    Example: stmae-train bench step --size 112 --dtype fp32 --json
+    """
+    from stmae_train.bench import StepBench
+    from stmae_train.bench import bench_step as run
+
+    wanted = StepBench(tuple(size or ("112", "224")), tuple(dtype or ("fp32", "bf16")), rounds, threads, device)
+    with console.progress() as progress:
+        found = run(wanted, watch=progress)
+    if is_json:
+        console.print_json(found)
+        return
+    rows = [
+        [
+            cell["size"],
+            cell["dtype"],
+            cell["ours"],
+            ", ".join(f"{name} {'absent' if value is None else value}" for name, value in cell["peers"].items()),
+            cell["ratio_to_best_peer"],
+        ]
+        for cell in found["cells"]
+    ]
+    console.table("Milliseconds per step", ["clips", "dtype", "ours", "peers", "best peer / ours"], rows)

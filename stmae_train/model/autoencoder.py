@@ -105,8 +105,10 @@ class MaskedAutoencoder(nn.Module):
         else:
             ids = torch.cat([visible, hidden], dim=1)
             latent = self.encoder(inputs, ids=visible)  # [B, (1 +) V, D]
-            decoded = self.decoder(latent, ids=ids, grid=grid, mask_token=self.mask_token)  # [B, L, d]
-            wanted = decoded[:, visible.shape[1] :]  # [B, M, d]
+            decoded = self.decoder(
+                latent, ids=ids, grid=grid, mask_token=self.mask_token, skips_visible=not predicts_all
+            )  # [B, N, d], hidden tokens last
+            wanted = decoded[:, decoded.shape[1] - hidden.shape[1] :]  # [B, M, d]
 
         target = target_vectors(clips, self.config, ids=hidden, teacher=self.teacher)  # [B, M, U]
         every = None

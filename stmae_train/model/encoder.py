@@ -125,7 +125,9 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.end_eps)
         self.head = nn.Linear(width, target_size)
 
-    def forward(self, latent: Tensor, *, ids: Tensor, grid: Grid, mask_token: Tensor | None) -> Tensor:
+    def forward(
+        self, latent: Tensor, *, ids: Tensor, grid: Grid, mask_token: Tensor | None, skips_visible: bool = False
+    ) -> Tensor:
         """Decode.
 
         Args:
@@ -133,13 +135,14 @@ class Decoder(nn.Module):
             ids: token numbers [B, N]; the first V are those of the latent, the others get the mask token.
             grid: the grid of the clips.
             mask_token: [1, 1, d], or None where the latent already holds all tokens.
+            skips_visible: only hidden tokens are wanted; a cross-attention decoder then makes no others.
 
         Returns:
             Tokens [B, N, d] in the order of `ids`, before the final norm; the class token is dropped.
         """
         if self.is_cross:
             assert mask_token is not None
-            return self._look(latent, ids=ids, grid=grid, mask_token=mask_token)
+            return self._look(latent, ids=ids, grid=grid, mask_token=mask_token, skips_visible=skips_visible)
         tokens: Tensor = self.embed(latent)  # [B, (1 +) V, d]
         first = tokens[:, : int(self.has_class)]
         tokens = tokens[:, int(self.has_class) :]
@@ -157,8 +160,8 @@ class Decoder(nn.Module):
             tokens = block(tokens)
         return tokens[:, int(self.has_class) :]
 
-    def _look(self, latent: Tensor, *, ids: Tensor, grid: Grid, mask_token: Tensor) -> Tensor:
-        """Mask tokens of all `ids` look at the latent, each on its own; what stands at visible places changes nothing."""
+    def _look(self, latent: Tensor, *, ids: Tensor, grid: Grid, mask_token: Tensor, skips_visible: bool) -> Tensor:
+        """Mask tokens look at the latent, each on its own; what stands at visible places changes nothing."""
         assert self.positions is not None
         memory: Tensor = self.embed(latent)  # [B, (1 +) V, d]
         first, seen = memory[:, : int(self.has_class)], memory[:, int(self.has_class) :]
@@ -167,7 +170,8 @@ class Decoder(nn.Module):
             first = first if self.class_token is None else self.class_token.expand(len(memory), -1, -1)
             first = first + self.positions.of_class()
         memory = torch.cat([first.to(seen.dtype), seen], dim=1)
-        tokens = mask_token + self.positions.take(ids, grid)  # [B, N, d]
+        wanted = ids[:, seen.shape[1] :] if skips_visible else ids
+        tokens = mask_token + self.positions.take(wanted, grid)  # [B, N or M, d]
         for block in self.blocks:
             tokens = block(tokens, memory)
         return tokens

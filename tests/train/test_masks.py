@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from stmae_train.config import ModelConfig
 from stmae_train.errors import ModelError
 from stmae_train.masks import (
+    DECODE_STREAM,
     block_mask,
     block_mask_2d,
     draw_masks,
@@ -120,3 +127,84 @@ def test_negative_numbers_are_refused() -> None:
         generator_for(-1, 0)
     with pytest.raises(ModelError, match="wanted a share"):
         tube_mask(Grid(1, 2, 2), ratio=1.0, generator=generator_for(0, 0))
+
+
+def test_random_masks_are_uniform_over_tokens_pairs_and_clips() -> None:
+    """2,000 clips of 64 tokens, 48 hidden: counts have to lie where independent uniform draws put them (5 sigma)."""
+    clips, length, hidden = 2000, 64, 48
+    masks = draw_masks(replace(CONFIG, mask="random", mask_ratio=0.75), seed=7, sample_numbers=range(clips)).double()
+    share = hidden / length
+    spread = (share * (1 - share) / clips) ** 0.5
+    assert float((masks.mean(0) - share).abs().max()) < 5 * spread
+    both = masks.T @ masks / clips  # [L, L], how often two tokens are hidden together
+    together = share * (hidden - 1) / (length - 1)
+    off = both[~torch.eye(length, dtype=torch.bool)]
+    assert float((off - together).abs().max()) < 5 * (together * (1 - together) / clips) ** 0.5
+    next_to = (masks[:-1] * masks[1:]).sum(1).mean() / length  # hidden in a clip and in the one after it
+    assert abs(float(next_to) - share**2) < 5 * spread / length**0.5
+
+
+GOLDEN = Path(os.environ.get("STMAE_GOLDEN_DIR") or Path(__file__).resolve().parents[3] / "shared" / "golden")
+
+
+def test_random_masks_scatter_where_published_block_masks_cluster() -> None:
+    """The golden samples of blocks and cubes have far more hidden neighbours than random masks of the same count; ours have their share."""
+    path = GOLDEN / "block_masks.safetensors"
+    if not path.is_file():
+        pytest.skip(f"{path} is not here, so random masks are not held against published block masks")
+    for name, published in load_file(path).items():
+        shape = published.shape[1:]
+        grid = Grid(*((1, *shape) if published.ndim == 3 else shape))
+        hidden = published.flatten(1).sum(1).double().mean()
+        share = float(hidden) / grid.length
+        drawn = [random_mask(grid, ratio=share, generator=generator_for(1, number)) for number in range(200)]
+        ours = torch.stack(drawn).reshape(-1, *shape)
+        count = int(ours[0].sum())
+        assert abs(count - float(hidden)) <= 1, name
+        chance = (count - 1) / (grid.length - 1)  # that a neighbour of a hidden cell is hidden
+        for axis in range(1, ours.ndim):
+            random, block = (neighbours(each.bool(), axis) for each in (ours, published))
+            assert abs(random - chance) < 0.02, f"{name}, axis {axis}: {random} of random masks, {chance} by chance"
+            assert block - chance > 0.3 * (1 - chance), f"{name}, axis {axis}: {block} of blocks, {chance} by chance"
+
+
+def neighbours(masks: torch.Tensor, axis: int) -> float:
+    """Of the hidden cells that have a next cell along an axis, the share whose next cell is hidden too."""
+    size = masks.shape[axis]
+    first, second = masks.narrow(axis, 0, size - 1), masks.narrow(axis, 1, size - 1)
+    return float((first & second).sum() / first.sum())
+
+
+def test_masks_do_not_depend_on_the_process_or_on_earlier_draws() -> None:
+    """A worker that starts anywhere draws what one process draws in a row."""
+    code = (
+        "from dataclasses import replace; from stmae_train.config import ModelConfig; from stmae_train.masks import draw_masks; "
+        "config = ModelConfig(crop_px=64, num_frames=8, num_target_frames=4); "
+        f"print([draw_masks(replace(config, mask=each, mask_ratio=0.5), seed=3, sample_numbers=[5, 2]).int().tolist() for each in {STRATEGIES}])"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    for strategy, elsewhere in zip(STRATEGIES, ast.literal_eval(ended.stdout), strict=True):
+        config = replace(CONFIG, mask=strategy, mask_ratio=0.5)  # type: ignore[arg-type]
+        in_a_row = torch.cat([draw_masks(config, seed=3, sample_numbers=[number]) for number in range(6)])
+        assert torch.equal(in_a_row[[5, 2]].int(), torch.tensor(elsewhere).int()), strategy
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 8), st.integers(1, 8), st.integers(1, 8), st.floats(0, 0.99), st.integers(0, 2**40))
+def test_every_grid_and_ratio_keeps_what_the_count_says(t: int, h: int, w: int, ratio: float, number: int) -> None:
+    grid = Grid(t, h, w)
+    if int(grid.length * (1 - ratio)) < 1:
+        with pytest.raises(ModelError, match="keeps none"):
+            random_mask(grid, ratio=ratio, generator=generator_for(0, number))
+        return
+    mask = random_mask(grid, ratio=ratio, generator=generator_for(0, number))
+    assert int((~mask).sum()) == int(grid.length * (1 - ratio)) and len(mask) == grid.length
+    visible, hidden = split_tokens(mask[None])
+    assert sorted([*visible[0].tolist(), *hidden[0].tolist()]) == list(range(grid.length))
+    tubes = tube_mask(grid, ratio=ratio, generator=generator_for(0, number)).reshape(t, h * w)
+    assert bool((tubes == tubes[0]).all()) and int(tubes[0].sum()) == int(ratio * h * w)
+
+
+def test_noise_of_different_streams_is_different() -> None:
+    first, second = noise_for(0, [1], 100), noise_for(0, [1], 100, stream=DECODE_STREAM)
+    assert not torch.equal(first, second) and abs(float(torch.corrcoef(torch.cat([first, second]))[0, 1])) < 0.4

@@ -10,17 +10,19 @@ import torch
 
 from stmae_train.config import ModelConfig
 from stmae_train.errors import ModelError
-from stmae_train.masks import draw_masks, noise_for
+from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import (
     MaskedAutoencoder,
     blocks,
     deflate_kernel,
     inflate_kernel,
     load_upstream,
+    outline,
     upstream_names,
     upstream_state,
 )
 from stmae_train.recipes import lineage_options
+from stmae_train.targets import target_vectors
 
 torch.set_num_threads(1)
 LINEAGES = ["mae_st", "pyslowfast", "videomae", "mae"]
@@ -59,7 +61,15 @@ def test_same_seeds_give_the_same_losses(lineage: str) -> None:
     assert train(tiny(lineage), steps=3) == train(tiny(lineage), steps=3)
 
 
-@pytest.mark.parametrize("options", [{}, {"dense_encoder": True}, {"target": "pixels", "loss": "l1"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"dense_encoder": True},
+        {"target": "pixels", "loss": "l1"},
+        {"decoder_attention": "cross", "target": "pixels", "loss": "smooth-l1"},
+    ],
+)
 def test_one_batch_overfits(options: dict[str, Any]) -> None:
     losses = train(tiny(target_frames="first", **options), steps=50, rate=3e-3)
     assert losses[-1] < 0.5 * losses[0]
@@ -201,3 +211,40 @@ def test_inflated_kernels_keep_a_still_picture_and_deflate_to_it() -> None:
     kernel = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(deflate_kernel(inflate_kernel(kernel, frames=2)), kernel)
     assert torch.equal(inflate_kernel(kernel, frames=2, divides=False)[:, :, 1], kernel)
+
+
+def test_a_half_decoded_model_gives_its_tokens_the_same_meaning() -> None:
+    config = tiny(decoded_share=0.5)
+    model, clips = MaskedAutoencoder(config), clips_for(config)
+    noise, drawn = noise_for(0, [0, 1], 64), noise_for(0, [0, 1], 64, stream=DECODE_STREAM)
+    result = model(clips, noise=noise, decode_noise=drawn)
+    assert result.hidden.shape == (2, 24) and int(result.mask.sum()) == 2 * 48
+    assert bool(result.mask.gather(1, result.hidden).all())  # only hidden tokens are decoded
+    last = drawn.gather(1, result.hidden).amax(1)
+    assert torch.equal((drawn.masked_fill(~result.mask, 2) <= last[:, None]).sum(1), torch.tensor([24, 24]))
+    assert torch.equal(result.target, target_vectors(clips, config, ids=result.hidden))
+    assert model(clips, noise=noise, predicts_all=True).every_prediction.shape[:2] == (2, 64)
+    with pytest.raises(ModelError, match="needs noise to draw them"):
+        model(clips, noise=noise)
+
+
+def test_tokens_of_a_cross_attention_decoder_do_not_see_each_other() -> None:
+    """So half of them predict the same as all of them do."""
+    config = tiny(decoder_attention="cross")
+    model, clips = MaskedAutoencoder(config, seed=3).eval(), clips_for(config)
+    noise = noise_for(0, [0, 1], 64)
+    full = model(clips, noise=noise, predicts_all=True)
+    half = MaskedAutoencoder(replace(config, decoded_share=0.5)).eval()
+    half.load_state_dict(model.state_dict())
+    part = half(clips, noise=noise, decode_noise=noise_for(0, [0, 1], 64, stream=DECODE_STREAM))
+    wanted = full.every_prediction.gather(1, part.hidden[..., None].expand_as(part.prediction))
+    assert torch.allclose(part.prediction, wanted, atol=1e-5)
+    assert torch.allclose(full.prediction, model(clips, noise=noise).prediction, atol=1e-5)
+
+
+def test_an_outline_has_every_name_and_shape_and_no_weights() -> None:
+    for lineage in LINEAGES:
+        config = tiny(lineage)
+        real, sketch = MaskedAutoencoder(config).state_dict(), outline(config).state_dict()
+        assert {name: each.shape for name, each in real.items()} == {name: each.shape for name, each in sketch.items()}
+        assert all(each.device.type == "meta" for name, each in sketch.items() if "positions" not in name)

@@ -1,4 +1,4 @@
-"""Recipes: functions that return a whole config and cite where its numbers come from.
+"""Recipes of the published models, and of the small world.
 
 Published numbers follow SPEC-models A and B; `source` says which paper table or code they are from. The lineage
 decides the habits of the model (`config.ModelConfig`), the size decides its widths.
@@ -6,8 +6,6 @@ decides the habits of the model (`config.ModelConfig`), the size decides its wid
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable
 from typing import Any
 
 from stmae_train.config import DataConfig, FinetuneConfig, ModelConfig, OptimConfig, ProbeConfig, Recipe
@@ -23,8 +21,6 @@ __all__ = [
     "mae_st_h16",
     "mae_st_l16",
     "mae_st_s16_112",
-    "names",
-    "recipe",
     "videomae_b16",
     "videomae_l16",
     "videomae_s16",
@@ -358,38 +354,3 @@ def demo() -> Recipe:
             precision="fp32",
         ),
     )
-
-
-_RECIPES: dict[str, Callable[[], Recipe]] = {
-    "demo": demo,
-    "mae-b16": mae_b16,
-    "mae-h14": mae_h14,
-    "mae-l16": mae_l16,
-    "mae-st-b16": mae_st_b16,
-    "mae-st-h16": mae_st_h16,
-    "mae-st-l16": mae_st_l16,
-    "mae-st-s16-112": mae_st_s16_112,
-    "videomae-b16": videomae_b16,
-    "videomae-l16": videomae_l16,
-    "videomae-s16": videomae_s16,
-}
-
-
-def names() -> tuple[str, ...]:
-    """The names `recipe` knows, sorted."""
-    return tuple(sorted(_RECIPES))
-
-
-def recipe(name: str) -> Recipe:
-    """The recipe of that name; `mae_st_b16` and `mae-st-b16` are the same.
-
-    Raises:
-        ConfigError: no recipe has this name; the nearest one is named.
-    """
-    known = _RECIPES.get(name.replace("_", "-"))
-    if known is None:
-        nearest = max(_RECIPES, key=lambda each: difflib.SequenceMatcher(None, name, each).ratio())
-        raise ConfigError(
-            f"There is no recipe '{name}'; the nearest is '{nearest}', all are listed by: stmae-train recipes"
-        )
-    return known()
