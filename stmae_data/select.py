@@ -18,6 +18,7 @@ from typing import Any, Final
 from stmae_data import files
 from stmae_data.catalog import locked_select
 from stmae_data.errors import SelectionError, UsageError
+from stmae_data.manifest import label_slug
 from stmae_data.records import SCHEMA_VERSION, SetRef, plan_key
 from stmae_data.shards import ShardSet, open_set
 
@@ -122,6 +123,7 @@ def make_selection(
             "like": None if like is None else str(like),
         },
         "parents": [{"name": each.name, "version": each.version, "digest": each.digest} for each in sets.values()],
+        "synonyms": _synonyms(sets[hashtags_of]) if hashtags_of is not None else None,
         "selections": {
             ref.selection: files.read_json(workspace / "selections" / f"{ref.selection}.json")["digest"]
             for ref in (source, minus, like)
@@ -136,7 +138,7 @@ def make_selection(
     if where is not None:
         clips = _where(workspace, found, where, clips)
     if hashtags_of is not None:
-        names = class_named(_labels(sets[hashtags_of]))
+        names = class_named(_labels(sets[hashtags_of]), _synonyms(sets[hashtags_of]))
         clips = [_relabelled(clip, named[0]) for clip in clips if (named := names(clip.tags, clip.title)) is not None]
     if minus is not None:
         unwanted = selected_clips(workspace, minus)
@@ -178,7 +180,8 @@ def named_sample(workspace: Path, name: str, *, count: int) -> tuple[NamedClip, 
     source = SetRef.parse(said["from"])
     clips = _candidates(workspace, open_set(workspace, source.set_name), dataclasses.replace(source, selection=name))
     by_id = {clip.clip_id: clip for clip in clips}
-    names = class_named(_labels(open_set(workspace, said["hashtags_of"])))
+    named_by = open_set(workspace, said["hashtags_of"])
+    names = class_named(_labels(named_by), _synonyms(named_by))
     rows = files.read_table(path.with_suffix(".parquet"), "SELECT clip_id FROM book ORDER BY ordinal LIMIT ?", [count])
     found = []
     for clip in (by_id[row["clip_id"]] for row in rows):
@@ -188,16 +191,23 @@ def named_sample(workspace: Path, name: str, *, count: int) -> tuple[NamedClip, 
     return tuple(found)
 
 
-def class_named(labels: Iterable[str]) -> Callable[[Sequence[str], str], tuple[str, str] | None]:
+def class_named(
+    labels: Iterable[str], synonyms: Mapping[str, str] | None = None
+) -> Callable[[Sequence[str], str], tuple[str, str] | None]:
     """How hashtags and titles name classes: a function of (tags, title) that returns (label, what named it), or None.
 
     A hashtag names a class when its letters and digits are those of the class ("#AirDrumming": air drumming); a title when the
-    words of the class stand in it side by side. Of several the longest wins, a hashtag before a title.
+    words of the class stand in it side by side. Of several the longest wins, a hashtag before a title. `synonyms` (other spelling to
+    label) count as the labels themselves, unless another label is spelled like that.
     """
-    words = {label: _words(label) for label in sorted(set(labels))}
-    by_tag = {"".join(parts): label for label, parts in words.items() if parts}
+    spelled = {label_slug(label): label for label in sorted(set(labels))}
+    names = {old: spelled[label_slug(new)] for old, new in (synonyms or {}).items() if label_slug(new) in spelled} | {
+        label: label for label in spelled.values()
+    }
+    words = [(_words(name), label) for name, label in names.items()]
+    by_tag = {"".join(parts): label for parts, label in words if parts}
     by_first: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
-    for label, parts in words.items():
+    for parts, label in words:
         if parts:
             by_first[parts[0]].append((parts, label))
 
@@ -296,6 +306,12 @@ def _where(workspace: Path, found: ShardSet, where: str, clips: Sequence[_Candid
     answer = locked_select(workspace, f"SELECT clip_id FROM written WHERE (\n{where}\n)", sets=[found.name])
     chosen = {row[0] for row in answer.rows}
     return [clip for clip in clips if clip.clip_id in chosen]
+
+
+def _synonyms(found: ShardSet) -> dict[str, str]:
+    """Other spellings of the set's labels, from the manifests it was made of."""
+    sources = files.read_json(found.folder / "meta" / "set.json").get("sources", [])
+    return {old: new for source in sources for old, new in source.get("synonyms", {}).items()}
 
 
 def _labels(found: ShardSet) -> list[str]:

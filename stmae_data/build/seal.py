@@ -116,6 +116,7 @@ def _source_line(manifest: Manifest) -> dict[str, Any]:
         "license": manifest.license,
         "is_redistributable": manifest.is_redistributable,
         "citation": manifest.citation,
+        **({"synonyms": dict(sorted(manifest.label_synonyms.items()))} if manifest.label_synonyms else {}),
     }
 
 

@@ -119,9 +119,26 @@ def test_hashtags_and_titles_name_classes(workspace: Path) -> None:
     name = class_named(LABELS)
     assert name(["ＺＵＭＢＡ"], "") == ("zumba", "#ＺＵＭＢＡ")
     assert name([], "Air-drumming: how to") == ("air drumming", "Air-drumming: how to")
+    known = class_named(LABELS, {"dance_fitness": "Zumba", "baking_cookies": "air drumming", "juggling": "balls"})
+    assert known(["DanceFitness"], "") == ("zumba", "#DanceFitness")
+    assert known([], "my dance fitness hour") == ("zumba", "my dance fitness hour")
+    assert known(["bakingcookies"], "") == ("baking cookies", "#bakingcookies") and known(["juggling"], "") is None
     assert name([], "chair drumming") is None and name(["zumbas"], "air") is None
     with pytest.raises(SelectionError, match="has no class names"):
         make_selection(workspace, "unnamed", source=SetRef("named"), hashtags_of="web")
+
+
+def test_synonyms_of_the_manifest_count(tmp_path: Path, small_sets: ModuleType) -> None:
+    clip, frames = small_sets.clip, small_sets.pictures(1, count=8)
+    folder = small_sets.make(tmp_path, "named", [clip("train", 1, label="zumba", frames=frames)])
+    tagged = [{"tag": "dancefitness", "origin": "tag"}]
+    small_sets.make(tmp_path, "web", [clip("train", 2, label=None, frames=frames, tags=tagged)])
+    with pytest.raises(SelectionError, match="would be empty"):
+        make_selection(tmp_path, "before", source=SetRef("web"), hashtags_of="named")
+    seal = files.read_json(folder / "meta" / "set.json")
+    seal["sources"] = [{"name": "named", "synonyms": {"dance_fitness": "zumba"}}]
+    files.commit_json(folder / "meta" / "set.json", seal, point="test")
+    assert make_selection(tmp_path, "after", source=SetRef("web"), hashtags_of="named").num_clips == 1
 
 
 def test_a_sample_page_says_what_named_each_clip_and_how_often_it_was_right(workspace: Path) -> None:
