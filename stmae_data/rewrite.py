@@ -52,7 +52,10 @@ _PLACE: Final = ("ordinal", "json_offset", "json_bytes", "media_offset", "media_
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One written row that goes: why, by which decision, and which clip it repeats or leaks."""
+    """One written row that goes: why, by which decision, and which clip it repeats or leaks.
+
+    A removal (reason `removed`) also takes rows that are not written, so that no later build takes them up again.
+    """
 
     row_id: str
     reason: Reason
@@ -89,7 +92,7 @@ def rewrite(
 
     Args:
         workspace: where the set stands.
-        set_name: the set. Rows that are not `written` any more are passed over.
+        set_name: the set. Rows that are not `written` any more are passed over, but for removals.
         run_id: which run decided; the same run on the same set is taken up where it was killed.
         to: name of a new set; the old one then stays as it is, untouched tars are hard links.
         expected_digest: state of the set the verdicts were made on.
@@ -162,7 +165,7 @@ def _sweep(folder: Path) -> None:
     for each in (
         folder,
         folder / "meta",
-        *((folder / "meta" / name) for name in ("ledger", "fingerprints", "decisions")),
+        *((folder / "meta" / name) for name in ("ledger", "fingerprints", "decisions", "embeddings")),
     ):
         files.sweep_temp(each)
 
@@ -172,11 +175,17 @@ def _intent(
 ) -> dict[str, Any]:
     """What rewrite.json says: everything needed to finish without knowing why."""
     wanted = {verdict.row_id: verdict for verdict in verdicts}
-    query = "SELECT row_id, clip_id, shard, source_sha256 FROM book WHERE outcome = 'written' ORDER BY row_id"
+    query = """SELECT row_id, clip_id, shard, source_sha256, outcome = 'written' AS is_written, reason = 'removed' AS is_removed
+               FROM book ORDER BY row_id"""
     rows = [
-        {**row, **asdict(wanted[row["row_id"]]), "reason": str(wanted[row["row_id"]].reason)}
+        {
+            **{column: row[column] for column in ("row_id", "clip_id", "shard", "source_sha256")},
+            **asdict(wanted[row["row_id"]]),
+            "reason": str(wanted[row["row_id"]].reason),
+        }
         for row in files.read_table(found.ledgers(), query)
         if row["row_id"] in wanted
+        and (row["is_written"] or (wanted[row["row_id"]].reason is Reason.REMOVED and not row["is_removed"]))
     ]
     intent: dict[str, Any] = {
         "schema_version": 1,
@@ -246,6 +255,8 @@ def _finish(folder: Path, progress: Callable[[str, int, int], None] | None) -> R
         progress("rewrite", len(touched), len(touched))
     if intent["rows"]:
         _note_removed(folder, intent)
+        for path_of_vectors in sorted((folder / "meta" / "embeddings").glob("[!.]*.parquet")):
+            _drop_rows(path_of_vectors, {row["clip_id"] for row in rows.values()}, point="embeddings")
     digest = _seal(folder, seal, intent, sorted(names))
     files.remove_file(folder / "report.html", point="stale_report")  # it may show clips that have just left
     files.remove_file(path, point="intent_done")
@@ -269,21 +280,11 @@ def _carry_over(source: Path, folder: Path, untouched: Sequence[str], touched: S
 def _rewrite_shard(source: Path, folder: Path, name: str, rows: dict[str, dict[str, Any]]) -> None:
     """Tar, fingerprints and ledger of one shard without `rows`; nothing to do where its ledger says so already."""
     ledger = files.read_table(ledger_path(folder, name), "SELECT * FROM book ORDER BY plan_order, row_id")
-    going = {row["row_id"] for row in ledger if row["row_id"] in rows and row["outcome"] == "written"}
+    mine = [row for row in ledger if row["row_id"] in rows]
+    going = {row["row_id"] for row in mine if row["decision_id"] != rows[row["row_id"]]["decision_id"]}
     if not going:
         return
-    gone = {row["clip_id"] for row in ledger if row["row_id"] in going}
-    kept = {row["clip_id"]: row for row in ledger if row["outcome"] == "written" and row["row_id"] not in going}
-    tar = folder / f"{name}.tar"
-    keys: list[str] = []
-    placements, tar_sha256, _ = commit_shard(tar, _samples(tar if tar.exists() else source / tar.name, kept, keys))
-    if len(keys) != len(kept):
-        raise SetError(
-            f"{tar} holds {len(keys)} of the {len(kept)} samples its ledger names; verify the set, rebuild the shard."
-        )
-    for key, place in zip(keys, placements, strict=True):
-        kept[key].update({column: getattr(place, column) for column in _PLACE})
-    _drop_fingerprints(fingerprint_path(folder, name), gone)
+    tar_sha256 = _rewrite_tar(source, folder, name, ledger, going)
     for row in ledger:
         if row["row_id"] in going:
             verdict = rows[row["row_id"]]
@@ -297,6 +298,25 @@ def _rewrite_shard(source: Path, folder: Path, name: str, rows: dict[str, dict[s
                 decision_id=verdict["decision_id"],
             )
     commit_ledger(folder, name, ledger, tar_sha256=tar_sha256)
+
+
+def _rewrite_tar(source: Path, folder: Path, name: str, ledger: Sequence[dict[str, Any]], going: set[str]) -> str:
+    """Tar and fingerprints without the rows that go, the new places noted in those that stay; returns the tar's sha256."""
+    gone = {row["clip_id"] for row in ledger if row["row_id"] in going and row["outcome"] == "written"}
+    if not gone and (folder / f"{name}.tar").exists():
+        return files.read_table_metadata(ledger_path(folder, name))["tar_sha256"]
+    kept = {row["clip_id"]: row for row in ledger if row["outcome"] == "written" and row["row_id"] not in going}
+    tar = folder / f"{name}.tar"
+    keys: list[str] = []
+    placements, tar_sha256, _ = commit_shard(tar, _samples(tar if tar.exists() else source / tar.name, kept, keys))
+    if len(keys) != len(kept):
+        raise SetError(
+            f"{tar} holds {len(keys)} of the {len(kept)} samples its ledger names; verify the set, rebuild the shard."
+        )
+    for key, place in zip(keys, placements, strict=True):
+        kept[key].update({column: getattr(place, column) for column in _PLACE})
+    _drop_rows(fingerprint_path(folder, name), gone, point="fingerprints")
+    return tar_sha256
 
 
 def _samples(tar: Path, kept: dict[str, dict[str, Any]], keys: list[str]) -> Iterator[Sample]:
@@ -315,19 +335,17 @@ def _samples(tar: Path, kept: dict[str, dict[str, Any]], keys: list[str]) -> Ite
                 yield Sample(key, description, data, extension)
 
 
-def _drop_fingerprints(path: Path, gone: set[str]) -> None:
+def _drop_rows(path: Path, gone: set[str], *, point: str) -> None:
+    """Rewrite a table of clips without those that go; its footer stays."""
     if not path.is_file():
         return
+    footer = {key: value for key, value in files.read_table_metadata(path).items() if key != "schema_version"}
     connection = files.connect()
     try:
-        connection.execute("CREATE TABLE gone AS SELECT unnest(?::VARCHAR[]) AS clip_id", [sorted(gone)])
+        connection.execute("CREATE TABLE gone AS SELECT unnest(?::VARCHAR[]) AS clip_id", [sorted(filter(None, gone))])
         connection.execute("CREATE TABLE prints AS SELECT * FROM read_parquet(?)", [str(path)])
-        files.copy_table(
-            connection,
-            "SELECT * FROM prints ANTI JOIN gone USING (clip_id) ORDER BY prints.rowid",
-            path,
-            point="fingerprints",
-        )
+        query = "SELECT * FROM prints ANTI JOIN gone USING (clip_id) ORDER BY prints.rowid"
+        files.copy_table(connection, query, path, point=point, metadata=footer)
     finally:
         connection.close()
 
@@ -336,7 +354,7 @@ def _note_removed(folder: Path, intent: dict[str, Any]) -> None:
     """Add the rows to the book of the removed, once."""
     path = folder / "meta" / "removed.parquet"
     book = files.read_table(path) if path.is_file() else []
-    known = {row["row_id"] for row in book}
+    known = {(row["row_id"], row["run_id"]) for row in book}
     book += [
         {
             **{column: row[column] for column in ("clip_id", "row_id", "source_sha256", "shard", "reason", "detail")},
@@ -346,7 +364,7 @@ def _note_removed(folder: Path, intent: dict[str, Any]) -> None:
             "run_id": intent["run_id"],
         }
         for row in intent["rows"]
-        if row["row_id"] not in known
+        if (row["row_id"], intent["run_id"]) not in known
     ]
     files.commit_table(path, book, REMOVED_COLUMNS, point="removed", order_by="set_version_after, row_id")
 

@@ -16,7 +16,7 @@ DATA_RANKS = [
     {"media", "fingerprint", "signals", "sources"},
     {"encode", "frames", "shards"},
     {"catalog", "fetch", "engines"},
-    {"dedup", "select", "rewrite", "verify"},
+    {"dedup", "select", "rewrite", "verify", "remove", "rehash"},
     {"build", "publish", "report", "demo", "doctor"},
 ]
 TRAIN_RANKS = [

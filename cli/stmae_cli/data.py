@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stmae_cli import console, publishing
+from stmae_cli import console, publishing, removal
 from stmae_cli.building import build
 from stmae_cli.console import JsonFlag, WorkspaceOption
 from stmae_cli.fetching import fetch
@@ -21,6 +21,7 @@ app = console.make_app(
 catalog_app = console.make_app("The catalogue: a cache over all ledgers; deleting it loses nothing.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(publishing.app)  # without a name: its commands stand beside those below
+app.add_typer(removal.app)
 
 HERE = Path()
 
@@ -336,7 +337,7 @@ def main() -> None:
     """Entry point of `stmae-data`."""
     lists = ("--from", "--annotations", "--split", "--classes", "--against", "--level", "--retry-failed", "--port")
     arguments = console.fill_optional(sys.argv[1:], options={"--retry-failed": frozenset(Reason)})
-    app(console.expand_lists(arguments, options=lists, needs_position=("fetch", "build", "leaks", "select")))
+    app(console.expand_lists(arguments, options=(*lists, *removal.LISTS), needs_position=("fetch", "build", "leaks", "select")))
 
 
 if __name__ == "__main__":
