@@ -337,7 +337,8 @@ def main() -> None:
     """Entry point of `stmae-data`."""
     lists = ("--from", "--annotations", "--split", "--classes", "--against", "--level", "--retry-failed", "--port")
     arguments = console.fill_optional(sys.argv[1:], options={"--retry-failed": frozenset(Reason)})
-    app(console.expand_lists(arguments, options=(*lists, *removal.LISTS), needs_position=("fetch", "build", "leaks", "select")))
+    listed = (*lists, *removal.LISTS)
+    app(console.expand_lists(arguments, options=listed, needs_position=("fetch", "build", "leaks", "select")))
 
 
 if __name__ == "__main__":
