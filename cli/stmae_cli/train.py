@@ -376,7 +376,7 @@ def report(
 
 def main() -> None:
     """Entry point of `stmae-train`."""
-    lists = ("--shards", "--set", "--only", "--clip", "--ratio")
+    lists = ("--shards", "--set", "--only", "--clip", "--ratio", "--size", "--dtype")
     app(console.expand_lists(sys.argv[1:], options=lists, needs_position=("study",)))
 
 

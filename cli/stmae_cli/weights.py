@@ -144,7 +144,8 @@ def inspect(
     if is_json:
         console.print_json(found)
         return
-    console.facts(f"Weights of {found['file']}", found)
+    shown = {**found, "trained_on": found["trained_on"] or "the file does not say"}
+    console.facts(f"Weights of {found['file']}", shown)
 
 
 @console.command(bench_app, "step")

@@ -297,7 +297,8 @@ def weights_path(init: str, *, workspace: Path | None = None) -> Path:
         CheckpointError: nothing stands there.
     """
     # A folder may be a run, or one that transformers wrote.
-    candidates = [Path(init), *(Path(init) / name for name in ("weights.safetensors", "model.safetensors"))]
+    within = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
+    candidates = [Path(init), *(Path(init) / name for name in within)]
     if workspace is not None:
         candidates.append(workspace / "runs" / init / "weights.safetensors")
     for candidate in candidates:

@@ -7,6 +7,7 @@ The folder is STMAE_GOLDEN_DIR, by default ../shared/golden beside the checkout.
 from __future__ import annotations
 
 import ast
+import math
 import os
 import re
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from stmae_train.classifier import Classifier, LinearProbe
 from stmae_train.config import ModelConfig
+from stmae_train.convert import read_weights
 from stmae_train.detector import RoiHead
 from stmae_train.masks import block_mask, block_mask_2d, generator_for, hidden_count
 from stmae_train.model import MaskedAutoencoder, deflate_kernel, inflate_kernel, load_upstream, upstream_names
@@ -560,3 +562,44 @@ def test_golden_folder_is_there() -> None:
     if not FILES and not ASKED:
         pytest.skip("../shared/golden is not here, so parity with published code is not tested")
     assert FILES, f"STMAE_GOLDEN_DIR is {ASKED}, and holds no *.safetensors"
+
+
+LAYOUTS = {
+    "mae_st pretrain": "mae_st",
+    "mae_st finetune ViT (eval mode)": "mae_st",
+    "image MAE pretrain": "mae",
+    "image MAE finetune ViT (eval mode)": "timm",  # the same names; its table of positions was trained
+    "VideoMAE pretrain": "videomae",
+    "VideoMAE finetune ViT (eval mode)": "videomae",
+    "PySlowFast MaskMViT pretrain (layout of the released MAE-ST checkpoints)": "pyslowfast",
+    "PySlowFast MViT-as-ViT classifier (eval, activation removed)": "pyslowfast",
+}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_published_layouts_are_read_with_every_option_that_shapes_tell(path: Path, tmp_path: Path) -> None:
+    """The reader of foreign weights finds what the file's own settings say, and asks for nothing but heads and the clip's length."""
+    golden = Golden(path)
+    layout, settings = LAYOUTS.get(golden.settings.get("system", "")), golden.settings
+    if layout is None:
+        pytest.skip(f"{path.stem} holds no model of a published layout")
+    asked = {"model.heads": settings.get("num_heads", settings.get("encoder_num_heads"))}
+    weights = golden.under("weights/")
+    if "decoder_num_heads" in settings:
+        asked["model.decoder_heads"] = settings["decoder_num_heads"]
+    frames = settings.get("num_frames", settings.get("frames", settings.get("all_frames", 1)))
+    if layout == "videomae" or ("pos_embed" in weights and frames > 1):
+        asked |= {"model.num_frames": frames, "model.crop_px": settings["img_size"]}
+    torch.save({"model_state" if layout == "pyslowfast" else "model": weights}, tmp_path / "weights.pth")
+    found = read_weights(tmp_path / "weights.pth", asked=asked)
+    assert found.metadata["layout"] == layout
+    assert found.metadata["kind"] == ("pretrain" if "pretrain" in settings["system"] else "finetune")
+    model = found.model
+    assert (model.num_frames, model.crop_px) == (frames, settings["img_size"])
+    assert model.class_token == settings.get("cls_embed", layout in ("mae", "timm"))
+    if found.metadata["kind"] == "finetune" and layout != "pyslowfast":
+        averages = settings.get("global_pool", settings.get("use_mean_pooling", True))
+        fresh = "mean-norm" if layout == "mae_st" else "mean-fresh-norm"
+        assert found.recipe.finetune.pooling == (fresh if averages else "norm-first")
+    sizes = {name: each.shape for name, each in weights.items() if not name.startswith("hogs.")}
+    assert sum(each.numel() for each in found.tensors.values()) == sum(math.prod(shape) for shape in sizes.values())
