@@ -58,17 +58,22 @@ def remove(
     )
     if report.not_found:
         console.say(f"Nothing is known of {len(report.not_found)}: {', '.join(report.not_found[:10])}")
-    if report.sources:
+    if report.copies:
         console.say(
-            f"{len(report.sources)} source files still hold them, {report.sources[0]} first; delete these yourself."
+            f"Files on this disk still hold them, yours to delete ({len(report.copies)}): {report.copies[0]} first"
         )
-    count = f"{len(report.clips)} clips, {report.num_barred} rows that were not written"
+    count = _counted(len(report.clips), "clip")
+    count += f" and {_counted(report.num_barred, 'row')} that had not come in" if report.num_barred else ""
     if dry_run:
         console.done(f"Nothing was written; {count} would go.", None, is_json=is_json)
         return
     versions = ", ".join(f"{each.set_name} version {each.version}" for each in report.sets) or "no set changed"
-    before = f"; {report.num_before} had been removed before" if report.num_before else ""
-    console.done(f"{count} are gone{before}: {versions}.", None, is_json=is_json)
+    before = f"; {_counted(report.num_before, 'row')} went before" if report.num_before else ""
+    console.done(f"Removed: {count}{before}; {versions}.", None, is_json=is_json)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 @console.command(app, "fingerprint")

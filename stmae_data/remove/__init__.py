@@ -34,14 +34,15 @@ class RemoveReport:
     """What a takedown came to.
 
     `clips` are the written clips that went (or would go), `num_barred` rows were not written and are kept from coming back,
-    `num_before` rows had been removed earlier, `not_found` is what no set knows. `sources` are files on this disk that still hold such clips.
+    `num_before` rows had been removed earlier, `not_found` is what no set knows. `copies` are files on this disk that still hold such clips:
+    sources, and clips that `export --unpack` wrote.
     """
 
     clips: tuple[tuple[str, str], ...]
     num_barred: int
     num_before: int
     not_found: tuple[str, ...]
-    sources: tuple[Path, ...]
+    copies: tuple[Path, ...]
     sets: tuple[RewriteReport, ...]
     is_dry_run: bool
 
@@ -52,7 +53,7 @@ class RemoveReport:
             "barred": self.num_barred,
             "removed_before": self.num_before,
             "not_found": list(self.not_found),
-            "sources": [str(path) for path in self.sources],
+            "copies": [str(path) for path in self.copies],
             "sets": [
                 {
                     "set": each.set_name,
@@ -142,7 +143,7 @@ def _remove(
         num_barred=sum(not hit.is_written and not hit.is_removed for hit in told),
         num_before=sum(hit.is_removed for hit in told),
         not_found=not_found,
-        sources=_sources_here(hits.values()),
+        copies=_copies_here(workspace, hits.values()),
         sets=tuple(written or ()),
         is_dry_run=written is None,
     )
@@ -194,7 +195,10 @@ def _decision_id(run_id: str, row_id: str) -> str:
     return hashlib.sha256(f"{run_id}\0{row_id}".encode()).hexdigest()[:32]
 
 
-def _sources_here(hits: Iterable[Hit]) -> tuple[Path, ...]:
-    """Source files of these clips that stand on this disk: not ours to delete."""
-    uris = {hit.source_uri for hit in hits if hit.source_uri is not None and hit.source_uri.startswith("file:///")}
-    return tuple(path for uri in sorted(uris) if (path := source_path(uri)).exists())
+def _copies_here(workspace: Path, hits: Iterable[Hit]) -> tuple[Path, ...]:
+    """Files on this disk that hold such clips outside of sets: the user's to delete."""
+    found = list(hits)
+    uris = {hit.source_uri for hit in found if hit.source_uri is not None and hit.source_uri.startswith("file:///")}
+    sources = [path for uri in sorted(uris) if (path := source_path(uri)).exists()]
+    ids = {hit.clip_id for hit in found}
+    return (*sources, *(path for path in sorted((workspace / "exports").glob("*/*")) if path.stem in ids))

@@ -40,7 +40,7 @@ def test_a_takedown_is_shown_then_done_then_remembered(shelf: Path) -> None:
     assert ended.exit_code == 0 and len(json.loads(ended.stdout)["removed"]) == 2, ended.output
     ended = run(*asked)
     assert ended.exit_code == 0, ended.output
-    assert ended.stdout.rstrip().endswith("2 clips, 0 rows that were not written are gone: web version 2.")
+    assert ended.stdout.rstrip().endswith("Removed: 2 clips; web version 2.")
     again = json.loads(run(*asked, "--json").stdout)
     assert (again["removed"], again["removed_before"], again["sets"]) == ([], 2, [])
     (tombstone, _) = files.read_table(shelf / "sets" / "web" / "meta" / "removed.parquet")

@@ -18,9 +18,11 @@ import pytest
 
 from stmae_data import files
 from stmae_data.errors import Busy, SetError, StmaeDataError, UsageError
+from stmae_data.manifest import load_manifest, shipped
 from stmae_data.publish import Authors, Upload, export, push, write_card
 from stmae_data.publish.export import guarded
 from stmae_data.publish.hub import Hub
+from stmae_data.publish.push import check_rights
 from stmae_data.records import SetRef
 from stmae_data.select import make_selection
 from stmae_data.shards import open_set
@@ -354,6 +356,20 @@ def test_what_may_not_be_passed_on_is_refused(shelf: Path, tiny: Path) -> None:
     assert not place.steps
 
 
+@pytest.mark.parametrize("name", [name for name in shipped() if not load_manifest(name).is_redistributable])
+def test_no_set_of_a_shipped_manifest_is_passed_on_against_its_licence(shelf: Path, name: str) -> None:
+    manifest = load_manifest(name)
+    found = open_set(shelf, "tiny")
+    source = {"name": name, "license": manifest.license, "is_redistributable": manifest.is_redistributable}
+    with pytest.raises(SetError, match=f"may not be passed on: its manifest {name} with"):
+        check_rights(dataclasses.replace(found, seal={**found.seal, "sources": [source]}))
+
+
+def test_official_data_is_among_what_is_never_passed_on() -> None:
+    closed = {name for name in shipped() if not load_manifest(name).is_redistributable}
+    assert closed >= {"k400", "k600", "k700", "k700-2020", "ssv2", "ava", "in1k"}
+
+
 def test_a_damaged_set_is_refused(tiny: Path) -> None:
     tar = tiny / "sets" / "tiny" / "train-000000.tar"
     data = bytearray(tar.read_bytes())
@@ -438,6 +454,8 @@ def test_the_hubs_own_client_brings_the_set_there(tiny: Path, hub: Any, monkeypa
     pytest.importorskip("huggingface_hub")
     secret = "hf_" + "s3cret" * 6
     monkeypatch.setenv("HF_TOKEN", secret)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
     client = Hub(f"http://127.0.0.1:{hub.server_port}")
     made = push(tiny, "tiny", "lab/tiny", client=client)
     folder = tiny / "sets" / "tiny"

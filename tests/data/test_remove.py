@@ -260,12 +260,15 @@ def test_a_set_that_still_plans_such_clips_is_told(workspace: Path) -> None:
     assert open_set(workspace, "web").version == 2
 
 
-def test_sources_on_this_disk_are_named_and_left(workspace: Path, small_sets: ModuleType, tmp_path: Path) -> None:
+def test_copies_on_this_disk_are_named_and_left(workspace: Path, small_sets: ModuleType, tmp_path: Path) -> None:
     source = tmp_path / "film.mp4"
     source.write_bytes(b"film")
     small_sets.make(workspace, "mine", [small_sets.clip("train", 1, uploader_id="eve", source_uri=f"file://{source}")])
+    unpacked = workspace / "exports" / "mine-train" / f"{rows(workspace, 'mine')[0]['clip_id']}.mp4"
+    unpacked.parent.mkdir(parents=True)
+    unpacked.write_bytes(b"clip")
     report = take(workspace, uploaders=["eve"], removed_at="2026-01-02T03:04:05+00:00")
-    assert report.sources == (source,) and source.is_file()
+    assert report.copies == (source, unpacked) and source.is_file() and unpacked.is_file()
     (tombstone,) = files.read_table(workspace / "sets" / "mine" / "meta" / "removed.parquet")
     assert tombstone["removed_at"] == "2026-01-02T03:04:05+00:00"
 
