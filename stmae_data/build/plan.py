@@ -265,7 +265,9 @@ def _decided(row: SourceRow, tombstones: Tombstones, standing: Collection[str]) 
     """Say at once why a row will not be written, where the set's books know."""
     if row.problem is not None:
         return row
-    problem = tombstones.problem(row_id_of(row), row.clip_id, row.source_sha256)
+    problem = tombstones.problem_of_id(row_id_of(row), row.clip_id) or tombstones.problem_of_bytes(
+        row.source_sha256, is_cut=row.is_cut, start_ms=row.start_ms, end_ms=row.end_ms
+    )
     if problem is None and row.clip_id in standing:
         problem = (Reason.DUPLICATE, _STANDS_ALREADY)
     return row if problem is None else dataclasses.replace(row, problem=problem)

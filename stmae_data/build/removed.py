@@ -10,40 +10,57 @@ from stmae_data.errors import Reason
 
 __all__ = ["Tombstones", "read_tombstones"]
 
+_Piece = tuple[str, int | None, int | None]
+
 
 @dataclass(frozen=True, slots=True)
 class Tombstones:
     """Clips that were taken out, by row, by clip id and by source bytes, each with the reason it went for.
 
-    The bytes of a duplicate stay in the set under the clip it repeats, so duplicates are known by row and clip id alone.
+    Of a source that is cut into clips, its bytes name a clip only together with the interval. The bytes of a duplicate stay in the set
+    under the clip it repeats, so duplicates are known by row and clip id alone.
     """
 
     row_ids: dict[str, str]
     clip_ids: dict[str, str]
-    source_sha256: dict[str, str]
+    pieces: dict[_Piece, str]
 
-    def problem(self, row_id: str | None, clip_id: str | None, source_sha256: str | None) -> tuple[Reason, str] | None:
-        """Why such a row is dropped without a look at it; None for one that was never taken out."""
-        for book, name in (
-            (self.row_ids, row_id),
-            (self.clip_ids, clip_id),
-            (self.source_sha256, source_sha256),
-        ):
-            if name is not None and name in book:
-                return Reason.REMOVED, f"it was taken out of this set before ({book[name]})"
-        return None
+    def problem_of_id(self, row_id: str, clip_id: str | None) -> tuple[Reason, str] | None:
+        """Why a row is dropped without a look at it; None for one that was never taken out."""
+        reason = self.row_ids.get(row_id) or (self.clip_ids.get(clip_id) if clip_id is not None else None)
+        return None if reason is None else _problem(reason)
+
+    def problem_of_bytes(
+        self, source_sha256: str | None, *, is_cut: bool, start_ms: int | None, end_ms: int | None
+    ) -> tuple[Reason, str] | None:
+        """Why source bytes are dropped, or the piece of them that is to be cut out; None where they may stay."""
+        if source_sha256 is None:
+            return None
+        whole: list[_Piece] = [(source_sha256, None, None)]
+        named = [*whole, (source_sha256, start_ms, end_ms)] if is_cut else whole
+        reason = next((self.pieces[piece] for piece in named if piece in self.pieces), None)
+        return None if reason is None else _problem(reason)
+
+
+def _problem(reason: str) -> tuple[Reason, str]:
+    return Reason.REMOVED, f"it was taken out of this set before ({reason})"
 
 
 def read_tombstones(folder: Path) -> Tombstones:
     """The book of the removed of a set; empty where nothing ever left."""
     path = folder / "meta" / "removed.parquet"
     rows = files.read_table(path) if path.is_file() else []
+    if not rows:
+        return Tombstones({}, {}, {})
+    query = "SELECT row_id, start_ms, end_ms FROM book WHERE is_cut"
+    cuts = {row["row_id"]: row for row in files.read_table(folder / "meta" / "plan.parquet", query)}
+    pieces: dict[_Piece, str] = {}
+    for row in rows:
+        if row["source_sha256"] and row["reason"] != Reason.DUPLICATE:
+            cut = cuts.get(row["row_id"], {"start_ms": None, "end_ms": None})
+            pieces[(row["source_sha256"], cut["start_ms"], cut["end_ms"])] = row["reason"]
     return Tombstones(
         {row["row_id"]: row["reason"] for row in rows if row["row_id"]},
         {row["clip_id"]: row["reason"] for row in rows if row["clip_id"]},
-        {
-            row["source_sha256"]: row["reason"]
-            for row in rows
-            if row["source_sha256"] and row["reason"] != Reason.DUPLICATE
-        },
+        pieces,
     )

@@ -48,7 +48,7 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
             entry = _start_entry(row, task)
             ledger.append(entry)
             last = written[-1] if written else None
-            problem = tombstones.problem(row["row_id"], row["clip_id"], row["source_sha256"])
+            problem = tombstones.problem_of_id(row["row_id"], row["clip_id"])
             if row["planned_reason"] is not None:
                 problem = (Reason(row["planned_reason"]), row["planned_detail"] or "")
             if problem is not None:
@@ -121,7 +121,8 @@ def _encode(
                 )
                 reason = Reason.CHANGED if was_hashed_here else Reason.HASH_MISMATCH
                 raise ClipRejected(reason, "the bytes are not those that were planned")
-            if (gone := tombstones.problem(None, None, sha256)) is not None:
+            interval = {name: row[name] for name in ("is_cut", "start_ms", "end_ms")}
+            if (gone := tombstones.problem_of_bytes(sha256, **interval)) is not None:
                 raise ClipRejected(*gone)
             if encoding.is_of_pictures:
                 clip = encode_picture(descriptor, encoding=encoding)

@@ -14,9 +14,11 @@ import pytest
 
 from stmae_data import files
 from stmae_data.build import BuildReport, BuildRequest, build, reasons_of
+from stmae_data.build.removed import read_tombstones
 from stmae_data.errors import Reason, SetError, UsageError
 from stmae_data.manifest import load_manifest
-from stmae_data.rewrite import Verdict, rewrite
+from stmae_data.records import PLAN_COLUMNS
+from stmae_data.rewrite import REMOVED_COLUMNS, Verdict, rewrite
 from stmae_data.shards import open_set
 from stmae_data.sources.listed import fetched_name
 from stmae_data.verify import verify
@@ -211,6 +213,26 @@ def test_source_bytes_that_were_taken_out_stay_out_under_another_id(
     run(workspace, toml, raw)
     found = rows(workspace)["bbbbbbbbbbb_000000_000010.mp4"]
     assert (found["reason"], found["stage"]) == ("removed", "decode")
+
+
+def test_a_piece_that_was_taken_out_leaves_the_other_pieces_of_its_film(tmp_path: Path, workspace: Path) -> None:
+    plan = [
+        {"row_id": "cut", "split": "train", "shard": "train-000000", "is_cut": True, "start_ms": 0, "end_ms": 4000},
+        {"row_id": "whole", "split": "train", "shard": "train-000000", "is_cut": False},
+    ]
+    gone = [
+        {"row_id": "cut", "clip_id": "ava_x_000000_000004", "source_sha256": "f" * 64, "reason": "removed"},
+        {"row_id": "whole", "clip_id": "web_y", "source_sha256": "e" * 64, "reason": "filtered"},
+    ]
+    files.commit_table(tmp_path / "meta" / "plan.parquet", plan, PLAN_COLUMNS, point="plan")
+    files.commit_table(tmp_path / "meta" / "removed.parquet", gone, REMOVED_COLUMNS, point="removed")
+    found = read_tombstones(tmp_path)
+    assert found.problem_of_bytes("f" * 64, is_cut=True, start_ms=0, end_ms=4000) is not None
+    assert found.problem_of_bytes("f" * 64, is_cut=True, start_ms=4000, end_ms=8000) is None
+    assert found.problem_of_bytes("f" * 64, is_cut=False, start_ms=None, end_ms=None) is None
+    assert found.problem_of_bytes("e" * 64, is_cut=True, start_ms=4000, end_ms=8000) is not None
+    assert found.problem_of_id("new", "ava_x_000000_000004") == found.problem_of_id("cut", None)
+    assert found.problem_of_id("new", None) is None
 
 
 def test_a_clip_of_two_splits_is_kept_by_the_evaluation_split(
