@@ -145,6 +145,7 @@ def inspect(
         console.print_json(found)
         return
     shown = {**found, "trained_on": found["trained_on"] or "the file does not say"}
+    shown["notes"] = {str(number): note for number, note in enumerate(found["notes"], start=1)}
     console.facts(f"Weights of {found['file']}", shown)
 
 

@@ -21,7 +21,7 @@ __all__ = ["PUBLISHED_EPS", "TRANSFORMERS_LAST_EPS", "Facts", "model_config", "s
 # Encoder width to heads; S is VideoMAE's, 192 is timm's tiny (SPEC-models A0).
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 VIDEOMAE_DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
-SIZES = {384: "s", 768: "b", 1024: "l", 1280: "h"}
+SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1280, 32): "h"}
 PUBLISHED_EPS = 1e-6
 TRANSFORMERS_LAST_EPS = 1e-5  # of VideoMAE's decoder norm and fc_norm there, whatever config.json says
 
@@ -148,7 +148,8 @@ def model_config(
     options |= _eps(layout, stated, asked, where, notes)
     options |= _clip(seen, options, {**stated, **asked}, rows, notes)
     options |= _target_options(seen, stated, asked, options, lineage, notes)
-    options["size"] = f"{SIZES[seen['width']]}{seen['patch_px']}" if seen["width"] in SIZES else "own"
+    size = SIZES.get((seen["width"], seen["depth"]))
+    options["size"] = f"{size}{seen['patch_px']}" if size else "own"
     config = ModelConfig(**options)
     return Facts(config, tuple(notes))
 
@@ -186,6 +187,8 @@ def _heads(
                 f"{where}: --set model.{key}={wanted}, but the config beside the weights says {told}"
                 f"{f' and published models of width {width} have {rule}' if rule else ''}; leave it out, or correct the config."
             )
+        if rule is not None and wanted != rule:
+            notes.append(f"{wanted} {key}, as stated; published models of width {width} have {rule}.")
         return int(wanted)
     if told is not None:
         if rule is not None and told != rule:

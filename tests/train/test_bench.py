@@ -27,7 +27,7 @@ def test_the_command_gives_the_shape_of_formats() -> None:
     assert set(against["peers"]) == {"transformers eager", "transformers SDPA"} and dense["ours"] == against["ours"]
     assert dense["peers"]["dense encoder"] > 0 and dense["ratio_of_operations"] > 1
     if importlib.util.find_spec("transformers") is None:
-        pytest.skip("transformers is not installed, so there is no peer to compare with: pip install 'stmae[interop]'")
+        pytest.skip("transformers is not installed, so there is no peer to compare with: pip install -e '.[interop]'")
     assert not against["absent"] and against["largest_difference"] <= 1e-4
     assert against["ratio_to_best_peer"] == pytest.approx(min(against["peers"].values()) / against["ours"], abs=1e-3)
 

@@ -99,6 +99,11 @@ def test_published_sizes_need_no_statement_and_say_what_was_assumed(weights_of: 
         assert (found.model.heads, found.model.decoder_heads, found.model.layer_norm_eps) == (6, heads, 1e-6)
         notes = found.metadata["notes"]
         assert f"{heads} decoder_heads" in notes and "normalized-pixels" in notes
+    other = read_weights(tmp_path / "mae_st.pth", asked={"model.heads": 12})
+    assert (
+        other.model.heads == 12
+        and "12 heads, as stated; published models of width 384 have 6" in other.metadata["notes"]
+    )
 
 
 def test_arguments_saved_by_a_training_script_are_read(weights_of: Any, tmp_path: Path) -> None:

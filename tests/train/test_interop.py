@@ -43,7 +43,7 @@ VIDEO = {"num_frames": 8, "tubelet_size": 2}
 
 @pytest.fixture(scope="module")
 def transformers() -> Any:
-    return pytest.importorskip("transformers", reason="transformers is not installed: pip install 'stmae[interop]'")
+    return pytest.importorskip("transformers", reason="transformers is not installed: pip install -e '.[interop]'")
 
 
 def shaken(model: nn.Module) -> Any:
