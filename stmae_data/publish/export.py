@@ -88,9 +88,9 @@ class _Request:
     connection: Any
     is_unpacked: bool
 
-    def ask(self, columns: str) -> list[dict[str, Any]]:
-        """Columns of the clips, in stored order."""
-        cursor = self.connection.execute(f"SELECT {columns} FROM noted ORDER BY shard, ordinal")
+    def ask(self, columns: str, *, order: str = "ORDER BY shard, ordinal") -> list[dict[str, Any]]:
+        """Columns of the clips, in stored order unless said."""
+        cursor = self.connection.execute(f"SELECT {columns} FROM noted {order}")
         names = [column[0] for column in cursor.description]
         return [dict(zip(names, values, strict=True)) for values in cursor.fetchall()]
 
@@ -154,16 +154,26 @@ def guarded(value: Any) -> Any:
 
 
 def _commit_table(path: Path, lines: Iterable[Iterable[Any]], *, line_end: str, separator: str = ",") -> None:
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator=line_end, delimiter=separator).writerows(lines)
-    files.commit_bytes(path, text.getvalue().encode(), point="export")
+    with files.committing(path, point="export") as stream:
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        csv.writer(text, lineterminator=line_end, delimiter=separator).writerows(lines)
+        text.detach()  # flushes; the committing writer closes
 
 
 def _to_csv(request: _Request) -> Exported:
-    rows = request.ask(", ".join(f"{what} AS {name}" for name, what in _COLUMNS.items()))
-    lines = [list(_COLUMNS), *([guarded(row[name]) for name in _COLUMNS] for row in rows)]
-    _commit_table(request.path, lines, line_end="\r\n")
-    return Exported(request.path, "csv", len(rows))
+    columns = ", ".join(f"{what} AS {name}" for name, what in _COLUMNS.items())
+    cursor = request.connection.execute(f"SELECT {columns} FROM noted ORDER BY shard, ordinal")
+    count = 0
+
+    def lines() -> Iterator[list[Any]]:
+        nonlocal count
+        yield list(_COLUMNS)
+        while rows := cursor.fetchmany(5_000):  # never all at once: a release has half a million clips
+            count += len(rows)
+            yield from ([guarded(cell) for cell in row] for row in rows)
+
+    _commit_table(request.path, lines(), line_end="\r\n")
+    return Exported(request.path, "csv", count)
 
 
 def _to_parquet(request: _Request) -> Exported:
@@ -171,7 +181,7 @@ def _to_parquet(request: _Request) -> Exported:
     query = f"SELECT {columns} FROM noted ORDER BY shard, ordinal"
     footer = {"set": request.found.name, "digest": request.found.digest, "reference": str(request.reference)}
     files.copy_table(request.connection, query, request.path, point="export", metadata=footer)
-    return Exported(request.path, "parquet", len(request.ask("clip_id")))
+    return Exported(request.path, "parquet", request.ask("count(*) AS n", order="")[0]["n"])
 
 
 def _to_kinetics(request: _Request) -> Exported:
