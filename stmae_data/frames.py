@@ -9,6 +9,7 @@ never a neighbour.
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, overload
@@ -21,12 +22,12 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stmae_data.errors import ClipRejected, SetError
 from stmae_data.media import POLICY, open_video
 
-__all__ = ["Planes", "count_frames", "read_clips", "thumbnail"]
+__all__ = ["Planes", "count_frames", "measure", "read_clips", "read_picture", "thumbnail"]
 
 _ALIGNMENT = 4
 _GOP = 64
@@ -144,10 +145,20 @@ def count_frames(media: bytes) -> int:
     Raises:
         SetError: the file cannot be opened.
     """
+    return measure(media)[0]
+
+
+def measure(media: bytes) -> tuple[int, float]:
+    """Number of frames of a stored file, counted from its packets, and its frame rate, 0 where it does not say.
+
+    Raises:
+        SetError: the file cannot be opened.
+    """
     try:
         with open_video(media) as container:
             stream = container.streams.video[0]
-            return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard)
+            rate = float(stream.average_rate or 0)
+            return sum(1 for packet in container.demux(stream) if packet.size and not packet.is_discard), rate
     except (ClipRejected, av.error.FFmpegError) as error:
         raise SetError(f"The stored video cannot be read ({error}); verify the set.") from error
 
@@ -328,6 +339,25 @@ def _foreign_planes(frame: VideoFrame, reformatter: VideoReformatter, aspect: fl
     return tuple(np.rot90(plane, turns) for plane in _planes_of(frame))
 
 
+def read_picture(media: bytes) -> NDArray[np.uint8]:
+    """A stored picture as RGB [H, W, 3], upright.
+
+    Args:
+        media: a JPEG, or of foreign tars a PNG.
+
+    Raises:
+        SetError: it is none, is damaged, or is too large.
+    """
+    try:
+        with Image.open(io.BytesIO(media), formats=("JPEG", "PNG")) as stored:
+            if stored.width * stored.height > POLICY.max_area_px:
+                raise SetError(f"A stored picture of {stored.width}x{stored.height} is too large; verify the set.")
+            upright = ImageOps.exif_transpose(stored) or stored
+            return np.array(upright.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, EOFError, zlib.error, OverflowError) as error:
+        raise SetError(f"The stored picture does not decode ({str(error)[:160]}); verify the set.") from error
+
+
 def thumbnail(media: bytes, *, width_px: int, frame: int | None = None) -> bytes:
     """A JPEG of one frame of a stored clip (or of a stored picture), `width_px` wide, for reports.
 
@@ -340,10 +370,7 @@ def thumbnail(media: bytes, *, width_px: int, frame: int | None = None) -> bytes
         SetError: the clip cannot be read.
     """
     if media[:2] == b"\xff\xd8":
-        with Image.open(io.BytesIO(media), formats=["JPEG"]) as stored:
-            if stored.width * stored.height > POLICY.max_area_px:
-                raise SetError(f"A stored picture of {stored.width}x{stored.height} is too large; verify the set.")
-            picture = stored.convert("RGB")
+        picture = Image.fromarray(read_picture(media))
     else:
         last = count_frames(media) - 1
         planes = read_clips(media, [[(last + 1) // 2 if frame is None else min(frame, last)]], layout="original")

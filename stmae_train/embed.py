@@ -73,6 +73,10 @@ def embed(request: EmbedRequest) -> Embedded:
     recipe, device = start.recipe, start_world(request.device).device
     encoder = start.autoencoder().to(device).eval().requires_grad_(False)
     sources = open_sources(request.workspace, [request.shards])
+    if sources[0].is_foreign:
+        raise ConfigError(
+            f"{request.shards} is no set, so there is no place for its vectors; build a set from it first: stmae-data build."
+        )
 
     @torch.no_grad()
     def mean_token(clips: Tensor) -> Tensor:

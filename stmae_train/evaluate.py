@@ -131,9 +131,10 @@ def collect(
     for batch in loader.batches():
         for_crops = []
         for crop in range(crops):
-            boxes = (
-                None if crops == 1 else center_boxes(heights=batch.heights, widths=batch.widths, crop=crop, crops=crops)
-            )
+            boxes = None
+            if loader.crop is None:
+                size = {"heights": batch.heights, "widths": batch.widths}
+                boxes = center_boxes(**size, crop=crop, crops=crops, side_share=model.test_crop)
             for_crops.append(outputs(batch.clips(model, device=device, boxes=boxes)).cpu())
         merged = torch.stack(for_crops, dim=1)  # [videos * views, crops, ...]
         kept.append(merged.reshape(-1, loader.views * crops, *merged.shape[2:]))

@@ -181,7 +181,7 @@ class _Training:
             request.workspace,
             open_sources(request.workspace, request.shards),
             rule=FrameRule(data.num_frames, data.frame_stride, data.fps, data.sampling),
-            crop=CropRule(data.crop_area, data.crop_aspect, data.flip),
+            crop=CropRule(data.crop_area, data.crop_aspect, data.flip, data.color_jitter),
             seed=request.seed,
             batch_videos=recipe.optim.batch_videos,
             repeats=data.repeats,

@@ -1,5 +1,6 @@
 """`stmae-train`: from shard sets to checkpoints, scores and studies. Each command parses, calls one function, prints."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,8 +50,8 @@ def _recipe(name: str, changes: list[str] | None) -> "Recipe":
 
 
 def _run_dir(workspace: Path, out: str | None, *parts: object) -> Path:
-    name = out or "-".join(str(part).replace(":", "-").replace("/", "-").replace("@", "-") for part in parts)
-    return workspace / "runs" / name
+    name = out or "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", str(part)).strip("-.") for part in parts)
+    return workspace / "runs" / (name if out else name[:200])
 
 
 def _init(workspace: Path, init: str) -> str:
@@ -85,7 +86,10 @@ def recipes(
 @console.command(app, "pretrain")
 def pretrain(
     shards: Annotated[
-        list[str], typer.Option(help="Sets: SET[:SPLIT][/SELECTION][@WEIGHT]; several are mixed by weight.")
+        list[str],
+        typer.Option(
+            help="Sets: SET[:SPLIT][/SELECTION][@WEIGHT]; several are mixed by weight. Or tars of other tools, as in 'x-{000000..000003}.tar'."
+        ),
     ],
     recipe: RecipeOption,
     changes: SetOption = None,

@@ -4,6 +4,7 @@ The tar is written with the standard library. `webdataset.TarWriter` is a thin l
 torch (seconds and hundreds of MB for every worker); that sets open in plain `webdataset` is held by a test.
 """
 
+from stmae_data.shards.foreign import ForeignRef, ForeignSet, foreign_set, is_foreign
 from stmae_data.shards.index import SampleIndex, sample_index
 from stmae_data.shards.seal import (
     ShardInfo,
@@ -21,6 +22,8 @@ from stmae_data.shards.seal import (
 from stmae_data.shards.tar import Placement, Sample, TarMember, commit_shard, iterate_tar, read_range, sample_json
 
 __all__ = [
+    "ForeignRef",
+    "ForeignSet",
     "Placement",
     "Sample",
     "SampleIndex",
@@ -31,6 +34,8 @@ __all__ = [
     "commit_shard",
     "count_outcomes",
     "fingerprint_path",
+    "foreign_set",
+    "is_foreign",
     "iterate_tar",
     "ledger_path",
     "open_set",

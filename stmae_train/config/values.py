@@ -85,6 +85,8 @@ class ModelConfig:
     patch_px: int = 16
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
     std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    resize: Literal["bilinear", "bicubic"] = "bilinear"  # antialiased, as in PIL
+    test_crop: float = 1.0  # share of the short side that test crops span; 224 of 256 is 0.875
     # Tokens.
     class_token: bool = True
     decoder_class: Literal["own", "encoder"] = "own"  # the decoder's class token: its own, or the encoder's output
@@ -117,6 +119,8 @@ class ModelConfig:
         sizes = ("width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio")
         _check_positive(self, *sizes, "layer_norm_eps", "num_frames", "crop_px", "tubelet_frames", "patch_px")
         _check_share(self, "mask_ratio")
+        if not 0 < self.test_crop <= 1:
+            raise ConfigError(f"ModelConfig.test_crop is {self.test_crop}, wanted a share in (0, 1]; change it.")
         for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
             if getattr(self, width) % getattr(self, heads):
                 raise ConfigError(
@@ -213,6 +217,8 @@ class DataConfig:
     crop_area: tuple[float, float] = (0.5, 1.0)
     crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: bool = True
+    # Brightness, contrast, saturation, hue, as torchvision's ColorJitter takes them; pre-training alone, 0 leaves one out.
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     repeats: int = 4  # clips drawn from one opened video
     sampling: Literal["aligned", "published"] = "aligned"
     eval_views: tuple[int, int] = (5, 3)  # temporal x spatial
@@ -221,6 +227,11 @@ class DataConfig:
         _check_choices(self)
         _check_positive(self, "num_frames", "frame_stride", "fps", "crop_px", "repeats")
         _check_rising(self, "crop_area", "crop_aspect")
+        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
+            raise ConfigError(
+                f"DataConfig.color_jitter is {list(self.color_jitter)}, wanted [brightness, contrast, saturation, hue] from 0, hue up to 0.5; "
+                f"change it."
+            )
         if min(self.eval_views) < 1:
             raise ConfigError(
                 f"DataConfig.eval_views is {list(self.eval_views)}, wanted [temporal, spatial] from 1; raise them."

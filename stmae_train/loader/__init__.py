@@ -1,8 +1,10 @@
 """From sets to batches: order, decoding, the decoded cache, crops. Start at `batches`."""
 
-from stmae_train.loader.batches import Batch, CropRule, ReadOptions, SweepLoader, TrainLoader, dividing_sizes
+from stmae_train.loader.batch import Batch, CropRule
+from stmae_train.loader.batches import SweepLoader, TrainLoader, dividing_sizes
 from stmae_train.loader.cache import DEFAULT_CACHE_BYTES
 from stmae_train.loader.order import Mix, permute
+from stmae_train.loader.reader import ReadOptions
 from stmae_train.loader.source import ClipSource, check_labels, open_sources
 
 __all__ = [

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stmae_data.errors import SetError
+from stmae_data.frames import Planes
 from stmae_train.loader.source import ClipSource
 from stmae_train.loader.workers import Damaged, Job, decode_in_order
 from stmae_train.runlog import commit
@@ -121,6 +122,7 @@ def _write(path: Path, source: ClipSource, rows: Ints, *, workers: int) -> None:
     for planes in decode_in_order([source], jobs, workers=workers):
         if isinstance(planes, Damaged):
             raise SetError(f"clip {planes.clip_id}: {planes.reason}")
+        assert isinstance(planes, Planes)  # pictures are never cached
         pictures = np.concatenate([each.reshape(len(each), -1) for each in (planes.y, planes.u, planes.v)], axis=1)
         table.append([offset, *planes.y.shape[1:]])
         pieces.append(pictures)

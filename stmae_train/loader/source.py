@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +16,32 @@ from numpy.typing import NDArray
 from stmae_data import frames
 from stmae_data.errors import SetError
 from stmae_data.records import SetRef
-from stmae_data.shards import SampleIndex, open_set, read_range, sample_index
+from stmae_data.shards import SampleIndex, foreign_set, is_foreign, open_set, read_range, sample_index
 from stmae_train.errors import DataMismatch
-from stmae_train.runlog import data_entry
+from stmae_train.runlog import data_entry, foreign_entry
 
 __all__ = ["ClipSource", "check_labels", "open_sources"]
 
+LOGGER = logging.getLogger("stmae.train")
 Ints = NDArray[np.int64]
 
 LAYERED = "layered-4"
+PICTURES = "image"
 
 
 @dataclass(slots=True)
 class ClipSource:
-    """Samples of one set reference; `rows` are the ones in use (all, or only those with a label)."""
+    """Samples of one set reference; `rows` are the ones in use (all, or only those with a label).
+
+    Tars of other tools have no ledgers, no checksums and no version; `left_out` says which of their samples cannot be read, and why.
+    """
 
     index: SampleIndex
     rows: Ints
     ledgers: tuple[Path, ...] = ()
     version: int = 0
     set_digest: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
     _descriptors: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     _checked: set[int] = field(default_factory=set, init=False, repr=False)
 
@@ -45,6 +52,16 @@ class ClipSource:
     def is_layered(self) -> bool:
         """Whether every 4th frame can be decoded alone."""
         return self.index.layout == LAYERED
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether these are tars of other tools, about which nothing can be proven."""
+        return not self.version
+
+    @property
+    def is_of_pictures(self) -> bool:
+        """Whether samples are pictures: a clip of one is that picture again and again."""
+        return self.index.layout == PICTURES
 
     def media(self, row: int) -> bytes:
         """The stored video of the sample `row` of the index; its first read is checked against the ledger's sha256.
@@ -58,7 +75,7 @@ class ClipSource:
         offset, size = int(self.index.media_offset[row]), int(self.index.media_bytes[row])
         name = self.index.shard_paths[shard].name
         data = read_range(self._descriptors[shard], offset, size, name=name)
-        if row not in self._checked:
+        if row not in self._checked and self.index.stored_sha256[row] is not None:
             if hashlib.sha256(data).hexdigest() != self.index.stored_sha256[row]:
                 raise SetError(
                     f"{name} holds other bytes at {offset} than its ledger says; rebuild the shard: stmae-data build, or verify the set."
@@ -74,9 +91,28 @@ class ClipSource:
         """
         return frames.read_clips(self.media(row), clips, layout=self.index.layout)
 
+    def picture(self, row: int) -> NDArray[np.uint8]:
+        """A picture as RGB [H, W, 3].
+
+        Raises:
+            SetError: the sample is damaged.
+        """
+        return frames.read_picture(self.media(row))
+
     def entry(self, role: str, *, clips_drawn: int | None = None) -> dict[str, Any]:
         """The line of `data.json`: `role` is train or eval, `clips_drawn` what training draws in all."""
         index = self.index
+        if self.is_foreign:
+            return foreign_entry(
+                reference=str(index.reference),
+                role=role,
+                digest=index.digest,
+                layout=index.layout,
+                clips=len(self.rows),
+                shards=[str(path) for path in index.shard_paths],
+                left_out=self.left_out,
+                clips_drawn=clips_drawn,
+            )
         return data_entry(
             reference=str(index.reference),
             role=role,
@@ -105,7 +141,7 @@ def open_sources(workspace: Path, references: Sequence[str], *, labelled: bool =
 
     Args:
         workspace: folder of the sets.
-        references: SET[:SPLIT][/SELECTION][@WEIGHT] each.
+        references: SET[:SPLIT][/SELECTION][@WEIGHT] each; or tars of other tools, by name or pattern, which are one set together.
         labelled: keep only samples that have a label.
 
     Raises:
@@ -114,19 +150,52 @@ def open_sources(workspace: Path, references: Sequence[str], *, labelled: bool =
     """
     if not references:
         raise DataMismatch("No set was given to read; name at least one: --shards SET.")
-    sources = []
-    for text in references:
-        reference = SetRef.parse(text)
-        index = sample_index(workspace, reference)
-        opened = open_set(workspace, reference.set_name)
-        rows = np.flatnonzero(index.label_index >= 0) if labelled else np.arange(len(index))
-        if not len(rows):
+    opened = [_open_foreign(workspace, texts) for texts in _foreign(references)]
+    opened += [_open_sealed(workspace, text) for text in references if not is_foreign(text)]
+    if labelled:
+        opened = [replace(each, rows=np.flatnonzero(each.index.label_index >= 0)) for each in opened]
+    for source in opened:
+        if not len(source):
             raise DataMismatch(
-                f"{reference} has {len(index)} samples and none with a label; give a labelled set or split."
+                f"{source.index.reference} has {len(source.index)} samples and none with a label; give a labelled set or split."
             )
-        ledgers = tuple(opened.ledgers(reference.split))
-        sources.append(ClipSource(index, rows.astype(np.int64), ledgers, opened.version, opened.digest))
-    return sources
+    return opened
+
+
+def _foreign(references: Sequence[str]) -> Iterator[list[str]]:
+    """References to tars, those without a weight together: a shell hands over a list where a pattern was typed."""
+    found = [text for text in references if is_foreign(text)]
+    together = [text for text in found if "@" not in text]
+    if together:
+        yield together
+    yield from ([text] for text in found if "@" in text)
+
+
+def _open_foreign(workspace: Path, texts: Sequence[str]) -> ClipSource:
+    found = foreign_set(workspace, texts)
+    index = found.index
+    LOGGER.warning(
+        "Nothing can be proven about %s (%d samples of %d tars of other tools): no checksums, no ledger, no leak check; build a set from them: "
+        "stmae-data build.",
+        index.reference,
+        len(index),
+        len(index.shard_paths),
+    )
+    if found.left_out:
+        name, why = next(iter(found.left_out.items()))
+        LOGGER.warning(
+            "%d samples of %s are left out; the first is %s: %s", len(found.left_out), index.reference, name, why
+        )
+    return ClipSource(index, np.arange(len(index)), left_out=found.left_out)
+
+
+def _open_sealed(workspace: Path, text: str) -> ClipSource:
+    reference = SetRef.parse(text)
+    index = sample_index(workspace, reference)
+    opened = open_set(workspace, reference.set_name)
+    return ClipSource(
+        index, np.arange(len(index)), tuple(opened.ledgers(reference.split)), opened.version, opened.digest
+    )
 
 
 def check_labels(train: Sequence[ClipSource], evaluation: Sequence[ClipSource]) -> int:

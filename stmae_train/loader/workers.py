@@ -10,6 +10,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import time
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -25,12 +26,12 @@ from stmae_data.frames import Planes
 from stmae_train.errors import DataMismatch
 from stmae_train.loader.source import ClipSource
 
-__all__ = ["Damaged", "Decoded", "Job", "decode_in_order"]
+__all__ = ["Damaged", "Decoded", "Job", "Spent", "decode_in_order"]
 
 Ints = NDArray[np.int64]
 
 _SLOT_BYTES = 8 << 20  # larger answers go through the pipe
-_DEPTH = 4  # jobs a worker may have open
+_PREFETCH = 4  # jobs a worker may have open
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,31 +51,63 @@ class Damaged:
     reason: str
 
 
-Decoded = Planes | Damaged
+@dataclass(slots=True)
+class Spent:
+    """What decoding took so far: samples, and the seconds that whoever decoded them was at it."""
+
+    samples: int = 0
+    seconds: float = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count a sample."""
+        self.samples += 1
+        self.seconds += seconds
 
 
-def decode_in_order(sources: Sequence[ClipSource], jobs: Iterable[Job], *, workers: int) -> Generator[Decoded]:
+Picture = NDArray[np.uint8]  # RGB [H, W, 3]
+Decoded = Planes | Picture | Damaged
+
+
+def decode_in_order(
+    sources: Sequence[ClipSource],
+    jobs: Iterable[Job],
+    *,
+    workers: int,
+    prefetch: int = _PREFETCH,
+    spent: Spent | None = None,
+) -> Generator[Decoded]:
     """Answers in the order of the jobs; with no workers they are decoded here.
+
+    Args:
+        sources: what the jobs are of.
+        jobs: what to decode; taken at most `workers * prefetch` ahead.
+        workers: processes.
+        prefetch: jobs that each may have open, and so the memory it may take.
+        spent: counts every answer.
 
     Raises:
         DataMismatch: a clip killed two workers in a row.
     """
+    spent = spent or Spent()
     if workers == 0:
         for job in jobs:
-            yield _decode(sources, job)
+            started = time.perf_counter()
+            answer = _decode(sources, job)
+            spent.add(time.perf_counter() - started)
+            yield answer
         return
-    pool = [_Worker(sources) for _ in range(workers)]
+    pool = [_Worker(sources, prefetch, spent) for _ in range(workers)]
     try:
-        yield from _through(pool, iter(jobs))
+        yield from _through(pool, iter(jobs), prefetch)
     finally:
         for worker in pool:
             worker.stop()
 
 
-def _through(pool: Sequence[_Worker], jobs: Iterator[Job]) -> Iterator[Decoded]:
+def _through(pool: Sequence[_Worker], jobs: Iterator[Job], prefetch: int) -> Iterator[Decoded]:
     turn, waiting = 0, deque[_Worker]()
     for job in jobs:
-        if len(waiting) == len(pool) * _DEPTH:
+        if len(waiting) == len(pool) * prefetch:
             yield waiting.popleft().take()
         pool[turn].give(job)
         waiting.append(pool[turn])
@@ -86,7 +119,7 @@ def _through(pool: Sequence[_Worker], jobs: Iterator[Job]) -> Iterator[Decoded]:
 def _decode(sources: Sequence[ClipSource], job: Job) -> Decoded:
     source = sources[job.source]
     try:
-        return source.planes(job.row, job.clips.tolist())
+        return source.picture(job.row) if source.is_of_pictures else source.planes(job.row, job.clips.tolist())
     except StmaeDataError as error:
         return Damaged(str(source.index.clip_ids[job.row]), str(error))
 
@@ -94,10 +127,10 @@ def _decode(sources: Sequence[ClipSource], job: Job) -> Decoded:
 class _Worker:
     """One child process, its open jobs, and the memory it answers through."""
 
-    def __init__(self, sources: Sequence[ClipSource]) -> None:
-        self.sources = sources
+    def __init__(self, sources: Sequence[ClipSource], prefetch: int, spent: Spent) -> None:
+        self.sources, self.prefetch, self.spent = sources, prefetch, spent
         self.open: deque[Job] = deque()
-        self.memory = mmap.mmap(-1, _SLOT_BYTES * _DEPTH)  # anonymous and shared with the fork
+        self.memory = mmap.mmap(-1, _SLOT_BYTES * prefetch)  # anonymous and shared with the fork
         self.taken = 0
         self.deaths: dict[tuple[int, int], int] = {}
         self.process, self.pipe = self._start()
@@ -105,7 +138,9 @@ class _Worker:
     def _start(self) -> tuple[BaseProcess, Connection]:
         context = multiprocessing.get_context("fork")
         here, there = context.Pipe()
-        process = context.Process(target=_serve, args=(self.sources, there, here, self.memory), daemon=True)
+        process = context.Process(
+            target=_serve, args=(self.sources, there, here, self.memory, self.prefetch), daemon=True
+        )
         with warnings.catch_warnings():
             # Python 3.12 warns of forks beside threads. The child decodes with PyAV and NumPy alone and touches no lock of ours.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -129,10 +164,12 @@ class _Worker:
             except (EOFError, ConnectionResetError):
                 self._replace()
         job = self.open.popleft()
-        if isinstance(answer, str):
-            return Damaged(str(self.sources[job.source].index.clip_ids[job.row]), answer)
-        indices, height, width, payload = answer
-        start = (self.taken % _DEPTH) * _SLOT_BYTES
+        seconds, *found = answer
+        self.spent.add(seconds)
+        if len(found) == 1:
+            return Damaged(str(self.sources[job.source].index.clip_ids[job.row]), found[0])
+        indices, height, width, payload = found
+        start = (self.taken % self.prefetch) * _SLOT_BYTES
         self.taken += 1
         data = np.frombuffer(payload if payload is not None else self.memory, dtype=np.uint8)
         return _unpack(data if payload is not None else data[start:], indices, height, width)
@@ -166,7 +203,9 @@ class _Worker:
         self.memory.close()
 
 
-def _serve(sources: Sequence[ClipSource], pipe: Connection, other_end: Connection, memory: mmap.mmap) -> None:
+def _serve(
+    sources: Sequence[ClipSource], pipe: Connection, other_end: Connection, memory: mmap.mmap, prefetch: int
+) -> None:
     """The child: answer jobs until the parent closes the pipe or dies."""
     other_end.close()  # else the pipe would never end when the parent dies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C means
@@ -177,26 +216,34 @@ def _serve(sources: Sequence[ClipSource], pipe: Connection, other_end: Connectio
             source, row, clips = pipe.recv()
         except EOFError:
             os._exit(0)
+        started = time.perf_counter()
         answer = _decode(sources, Job(source, row, np.array(clips, dtype=np.int64)))
+        seconds = time.perf_counter() - started
         if isinstance(answer, Damaged):
-            pipe.send(answer.reason)
+            pipe.send((seconds, answer.reason))
             continue
-        slot = _reply(pipe, answer, memory, slot)
+        _reply(pipe, answer, memory, slot, seconds)
+        slot = (slot + 1) % prefetch
 
 
-def _reply(pipe: Connection, planes: Planes, memory: mmap.mmap, slot: int) -> int:
-    data = np.concatenate([each.reshape(-1) for each in (planes.y, planes.u, planes.v)])
-    shape = (list(planes.position), *planes.y.shape[1:])
+def _reply(pipe: Connection, answer: Planes | Picture, memory: mmap.mmap, slot: int, seconds: float) -> None:
+    if isinstance(answer, Planes):
+        data = np.concatenate([each.reshape(-1) for each in (answer.y, answer.u, answer.v)])
+        shape = (seconds, list(answer.position), *answer.y.shape[1:])
+    else:
+        data = np.ascontiguousarray(answer).reshape(-1)
+        shape = (seconds, [], *answer.shape[:2])  # no frame numbers: a picture
     if data.nbytes > _SLOT_BYTES:
         pipe.send((*shape, data.tobytes()))
     else:
         start = slot * _SLOT_BYTES
         memory[start : start + data.nbytes] = data.tobytes()
         pipe.send((*shape, None))
-    return (slot + 1) % _DEPTH
 
 
-def _unpack(data: NDArray[np.uint8], indices: list[int], height: int, width: int) -> Planes:
+def _unpack(data: NDArray[np.uint8], indices: list[int], height: int, width: int) -> Planes | Picture:
+    if not indices:
+        return data[: height * width * 3].reshape(height, width, 3).copy()
     frames = len(indices)
     luma, chroma = frames * height * width, frames * -(-height // 2) * -(-width // 2)
     half = (frames, -(-height // 2), -(-width // 2))

@@ -83,6 +83,8 @@ def lineage_options(lineage: str) -> dict[str, Any]:
             "target_frames": "all",
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
+            "resize": "bicubic",
+            "test_crop": 0.875,
         },
     }
     if lineage not in options:

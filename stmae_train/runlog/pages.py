@@ -10,7 +10,7 @@ from typing import Any
 from stmae_data import files
 from stmae_train.config import Recipe
 
-__all__ = ["SCORE_COLUMNS", "data_entry", "write_card", "write_scores", "write_vectors"]
+__all__ = ["SCORE_COLUMNS", "data_entry", "foreign_entry", "write_card", "write_scores", "write_vectors"]
 
 SCORE_COLUMNS = {
     "clip_id": "VARCHAR",
@@ -82,6 +82,48 @@ def data_entry(
         "licenses": dict(sorted(Counter(str(row["license"] or "unknown") for row in rows).items())),
         "clips_drawn": clips_drawn,
         "repeats_per_video": None if clips_drawn is None else round(clips_drawn / max(videos, 1), 3),
+    }
+
+
+def foreign_entry(
+    *,
+    reference: str,
+    role: str,
+    digest: str,
+    layout: str,
+    clips: int,
+    shards: Sequence[str],
+    left_out: Mapping[str, str],
+    clips_drawn: int | None = None,
+) -> dict[str, Any]:
+    """The line of `data.json` of tars of other tools: what can be said of them, and that it is not proven.
+
+    Args:
+        reference, role, digest, clips_drawn: as in `data_entry`; the digest is of the headers of the tars.
+        layout: `original` or `image`.
+        clips: samples in use.
+        shards: paths of the tars.
+        left_out: samples that cannot be read, and why.
+    """
+    _, _, weight = reference.rpartition(".tar")[2].partition("@")
+    return {
+        "reference": reference,
+        "role": role,
+        "digest": digest,
+        "set_digest": None,
+        "selection_digest": None,
+        "weight": float(weight or 1),
+        "version": None,
+        "layout": layout,
+        "is_foreign": True,
+        "shards": list(shards),
+        "left_out": dict(left_out),
+        "clips": clips,
+        "unique_videos": clips,
+        "sources": {"foreign tars": clips},
+        "licenses": {"unknown": clips},
+        "clips_drawn": clips_drawn,
+        "repeats_per_video": None if clips_drawn is None else round(clips_drawn / max(clips, 1), 3),
     }
 
 

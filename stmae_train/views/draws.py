@@ -1,8 +1,7 @@
-"""Views: which frames and which part of the picture a draw takes from a video, and the pixels that come out.
+"""Views: which frames and which part of the picture a draw takes from a video.
 
 Every draw is keyed by (seed, global clip number) through a counter-based generator, so workers, processes and restarts change
 nothing, and two runs with one seed share their starts, crops and flips whatever data they read (STUDY.md, common random numbers).
-Pixels are made from uint8 planes by matrix products that hold crop, flip and antialiasing (PERFORMANCE.md, "Pixels").
 """
 
 from __future__ import annotations
@@ -13,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 __all__ = [
     "Boxes",
@@ -24,13 +21,11 @@ __all__ = [
     "clip_frames",
     "eval_frames",
     "random_boxes",
-    "render",
     "uniforms",
 ]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-Singles = NDArray[np.float32]
 Words = NDArray[np.uint64]
 
 LAYER_STEP = 4
@@ -143,6 +138,11 @@ class Boxes:
     def __len__(self) -> int:
         return len(self.top)
 
+    def of(self, number: int) -> Boxes:
+        """The box of one clip, alone."""
+        one = slice(number, number + 1)
+        return Boxes(self.top[one], self.left[one], self.height[one], self.width[one], self.is_flipped[one])
+
 
 def random_boxes(
     seed: int,
@@ -176,96 +176,10 @@ def random_boxes(
     return Boxes(top, left, height, width, (draws[:, -1] < 0.5) & flip)
 
 
-def center_boxes(*, heights: Ints, widths: Ints, crop: int = 0, crops: int = 1) -> Boxes:
-    """The test crop `crop` of `crops`: squares as large as the short side, spread evenly along the long one."""
-    side = np.minimum(heights, widths)
+def center_boxes(*, heights: Ints, widths: Ints, crop: int = 0, crops: int = 1, side_share: float = 1.0) -> Boxes:
+    """The test crop `crop` of `crops`: squares that span `side_share` of the short side, spread evenly along the long one."""
+    side = np.maximum(np.rint(np.minimum(heights, widths) * side_share), 1).astype(np.int64)
     share = 0.5 if crops == 1 else crop / (crops - 1)
     top = np.rint((heights - side) * share).astype(np.int64)
     left = np.rint((widths - side) * share).astype(np.int64)
     return Boxes(top, left, side, side, np.zeros(len(side), dtype=bool))
-
-
-def render(
-    y: Tensor,
-    u: Tensor,
-    v: Tensor,
-    boxes: Boxes,
-    *,
-    crop_px: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tensor:
-    """Cut, resize, mirror, colour and normalise a batch on the device its planes are on.
-
-    Args:
-        y: luma planes [B, T, H, W], uint8, limited-range BT.601; pictures smaller than H x W stand at the top left.
-        u, v: chroma planes [B, T, ceil(H/2), ceil(W/2)], uint8, sited left.
-        boxes: the B cuts, in luma pixels.
-        crop_px: side of the square that comes out.
-        mean, std: of the normalisation, per colour, in [0, 1].
-
-    Returns:
-        Clips [B, 3, T, crop_px, crop_px], float32, RGB.
-    """
-    luma_rows = _weights(boxes.top, boxes.height, size=crop_px, length=y.shape[2], is_chroma=False, shift=0.0)
-    luma_columns = _weights(boxes.left, boxes.width, size=crop_px, length=y.shape[3], is_chroma=False, shift=0.0)
-    chroma_rows = _weights(boxes.top, boxes.height, size=crop_px, length=u.shape[2], is_chroma=True, shift=0.0)
-    # Chroma is sited left: sample j stands on luma column 2j, a quarter of a chroma sample left of the pair's middle.
-    chroma_columns = _weights(boxes.left, boxes.width, size=crop_px, length=u.shape[3], is_chroma=True, shift=0.25)
-    flipped = np.asarray(boxes.is_flipped)[:, None, None]
-    luma_columns = np.where(flipped, luma_columns[:, ::-1], luma_columns)
-    chroma_columns = np.where(flipped, chroma_columns[:, ::-1], chroma_columns)
-    luma = _resize(y, luma_rows, luma_columns)
-    red_blue = [_resize(plane, chroma_rows, chroma_columns) for plane in (v, u)]
-    return _colour(luma, red_blue[0], red_blue[1], mean=mean, std=std)
-
-
-def _weights(start: Ints, extent: Ints, *, size: int, length: int, is_chroma: bool, shift: float) -> Singles:
-    """Triangle-filter rows [B, size, length] that resize [start, start + extent) to `size` samples, as PIL does it."""
-    step: Singles = (extent[:, None, None] / size).astype(np.float32)
-    center: Singles = (
-        start[:, None, None].astype(np.float32) + (np.arange(size, dtype=np.float32)[None, :, None] + 0.5) * step
-    )
-    first, last = start[:, None, None], (start + extent)[:, None, None]
-    if is_chroma:
-        center, step = center * np.float32(0.5) + np.float32(shift), step * np.float32(0.5)
-        first, last = first // 2, (last + 1) // 2
-    samples = np.arange(length, dtype=np.float32)[None, None, :]
-    weights: Singles = np.maximum(1 - np.abs(samples + np.float32(0.5) - center) / np.maximum(step, np.float32(1.0)), 0)
-    weights *= (samples >= first) & (samples < last)
-    weights /= weights.sum(axis=2, keepdims=True)
-    return weights
-
-
-def _resize(planes: Tensor, rows: NDArray[np.float32], columns: NDArray[np.float32]) -> Tensor:
-    """rows @ plane @ columns^T for every frame: uint8 [B, T, H, W] to float [B, S, T, S], time behind the rows."""
-    batch, frames, height, width = planes.shape
-    size = rows.shape[1]
-    # Time moves beside the columns, so each clip needs one product per axis, not one per frame.
-    flat = planes.permute(0, 2, 1, 3).to(torch.float32, memory_format=torch.contiguous_format)  # [B, H, T, W]
-    tall = torch.bmm(_to(rows, planes), flat.reshape(batch, height, frames * width))  # [B, S, T*W]
-    wide = torch.bmm(tall.view(batch, size * frames, width), _to(columns, planes).transpose(1, 2))  # [B, S*T, S]
-    return wide.view(batch, size, frames, size)
-
-
-def _to(weights: NDArray[np.float32], planes: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(weights)).to(planes.device, non_blocking=True)
-
-
-def _colour(y: Tensor, v: Tensor, u: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Limited-range BT.601 to normalised RGB in one affine step: [B, S, T, S] each to [B, 3, T, S, S], gamut clamped."""
-    batch, size, frames, _ = y.shape
-    clips = torch.empty(batch, 3, frames, size, size, dtype=torch.float32, device=y.device)
-    luma = 255 / 219
-    red, blue = 255 / 224 * 1.402, 255 / 224 * 1.772
-    green_red, green_blue = -red * 0.299 / 0.587, -blue * 0.114 / 0.587
-    for colour, (from_v, from_u) in enumerate(((red, 0.0), (green_red, green_blue), (0.0, blue))):
-        scale = 1 / (255 * std[colour])
-        offset = -(16 * luma + 128 * (from_v + from_u)) * scale - mean[colour] / std[colour]
-        plane = torch.add(y * (luma * scale), offset)
-        for part, factor in ((v, from_v), (u, from_u)):
-            if factor:
-                plane.add_(part, alpha=factor * scale)
-        plane.clamp_(-mean[colour] / std[colour], (1 - mean[colour]) / std[colour])
-        clips[:, colour] = plane.permute(0, 2, 1, 3)  # rows and time change places: [B, T, S, S]
-    return clips
