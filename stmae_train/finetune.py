@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stmae_train.checkpoint import StepLoop, save_weights
+from stmae_train.checkpoint import StepLoop, Trainee, save_weights
 from stmae_train.classifier import Classifier
 from stmae_train.config import Recipe
-from stmae_train.distributed import World, start_world, stop_world
+from stmae_train.distributed import Sharding, World, start_world, stop_world
 from stmae_train.errors import ConfigError
-from stmae_train.evaluate import Start, frame_rule, score, write_results
+from stmae_train.evaluate import Start, frame_rule, load_classifier, score, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
     Batch,
@@ -27,8 +27,8 @@ from stmae_train.loader import (
     check_labels,
     open_sources,
 )
-from stmae_train.optim import adamw, parameter_groups
-from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops, update_weights
+from stmae_train.optim import parameter_groups
+from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops
 from stmae_train.schedule import cosine_lr
 from stmae_train.views import mix_clips, perturb_clips, step_seed
 
@@ -47,7 +47,8 @@ class FinetuneRequest:
         recipe: its fine-tuning settings; model and clips too where `init` is random, else those of the weights.
         run_dir: the run folder.
         seed: of the head, order, crops, mixing, drop path.
-        workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes: as in pre-training.
+        workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, sharding: as
+            in pre-training.
     """
 
     workspace: Path
@@ -65,6 +66,7 @@ class FinetuneRequest:
     log_every: int | None = None
     device: str | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    sharding: Sharding = "ddp"
 
 
 def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
@@ -120,6 +122,7 @@ class _Finetuning:
             seed=request.seed,
             batch_videos=config.batch_videos,
             repeats=config.repeats,
+            accumulate=config.accumulate,
             rank=world.rank,
             world_size=world.size,
             options=self.options,
@@ -131,9 +134,10 @@ class _Finetuning:
             each.entry("train", clips_drawn=round(drawn * share)) for each, share in zip(train, shares, strict=True)
         ]
         self.entries += [each.entry("eval") for each in self.test]
-        if (config.mixup or config.cutmix) and (config.batch_videos * config.repeats // world.size) % 2:
+        together = config.batch_videos * config.repeats // (world.size * config.accumulate)
+        if (config.mixup or config.cutmix) and together % 2:
             raise ConfigError(
-                f"Mixup and cutmix pair the clips of a batch, but each process has {config.batch_videos * config.repeats // world.size}; "
+                f"Mixup and cutmix pair the clips of a batch, but each process has {together} at a time; "
                 f"make finetune.batch_videos even, or set mixup=0 and cutmix=0."
             )
 
@@ -149,26 +153,27 @@ class _Finetuning:
         )
         if start.tensors is not None:
             self.model.start_from(start.tensors)
-        self.model.to(world.device)
-        self.trained = world.wrap(self.model)
 
-        # Optimiser: deeper blocks learn faster than early ones.
-        groups = parameter_groups(
+        # What is trained, with its optimiser: deeper blocks learn faster than early ones.
+        self.trainee = Trainee(
             self.model,
-            weight_decay=config.weight_decay,
-            decay_rule="not-1d-nor-tokens",
-            layer_decay=config.layer_decay,
-            depth=start.recipe.model.depth,
+            world,
+            config,
+            groups=lambda: parameter_groups(
+                self.model,
+                weight_decay=config.weight_decay,
+                decay_rule="not-1d-nor-tokens",
+                layer_decay=config.layer_decay,
+                depth=start.recipe.model.depth,
+            ),
+            sharding=request.sharding,
         )
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        self.optimizer = adamw([{**group, "fused": True} for group in groups], betas=config.betas)
 
         # The loop, where an earlier process left it.
         self.loop = StepLoop(
             run,
             world,
-            model=self.model,
-            optimizer=self.optimizer,
+            trainee=self.trainee,
             loader=self.loader,
             steps=self.steps,
             flops_per_clip=train_flops(start.recipe.model, num_classes=self.num_classes),
@@ -184,7 +189,7 @@ class _Finetuning:
             self.run.write_data(self.entries)
         self.model.train()
         self.loop.go(self._update, rate=self._rate, watch=watch)
-        return self._end() if self.run is not None else {}
+        return self._end()
 
     def _rate(self, step: int) -> float:
         """Cosine after a linear warm-up, in epochs as the published code counts them."""
@@ -198,43 +203,43 @@ class _Finetuning:
         )
 
     def _update(self, step: int, parts: Sequence[Batch]) -> Update:
-        """Augment, mix, forward, backward, one guarded step."""
-        (batch,) = parts
+        """Augment, mix, forward and backward for every micro-batch, then one guarded step."""
+        trainee, losses = self.trainee, []
         # Drop path, dropout and mixing draw from generators that know the step alone, so a resumed run draws the same.
         torch.manual_seed(step_seed(self.request.seed, step, rank=self.world.rank))
-        clips = batch.clips(self.recipe.model, device=self.world.device)  # [B, 3, T, H, W]
+        for number, batch in enumerate(parts):
+            clips, targets = self._mixed(batch, step * len(parts) + number)
+            with trainee.micro_batch(is_last=number + 1 == len(parts)):
+                with trainee.autocast():
+                    logits = trainee.wrapped(clips)
+                loss = F.cross_entropy(logits.float(), targets)
+                trainee.backward(loss / len(parts))
+            losses.append(loss)
+        clip_ids = tuple(clip_id for part in parts for clip_id in part.clip_ids)
+        return trainee.update(step=step + 1, losses=losses, clip_ids=clip_ids)
+
+    def _mixed(self, batch: Batch, number: int) -> tuple[Tensor, Tensor]:
+        """Clips [B, 3, T, H, W] and targets [B, classes] of the micro-batch of that number, counted over the run."""
+        clips = batch.clips(self.recipe.model, device=self.world.device)
         clips = perturb_clips(clips, self.config, self.recipe.model, numbers=batch.numbers, seed=self.request.seed)
-        labels = batch.labels.to(self.world.device)
-        clips, targets = mix_clips(
+        return mix_clips(
             clips,
-            labels,
+            batch.labels.to(self.world.device),
             self.config,
             num_classes=self.num_classes,
-            seed=step_seed(self.request.seed, step, rank=self.world.rank),
+            seed=step_seed(self.request.seed, number, rank=self.world.rank),
         )
-        with autocast(self.world.device, self.config.precision):
-            logits = self.trained(clips)
-        loss = F.cross_entropy(logits.float(), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return update_weights(
-            self.optimizer,
-            self.parameters,
-            step=step + 1,
-            losses=[loss],
-            grad_clip=self.config.grad_clip,
-            clip_ids=batch.clip_ids,
-        )
-
-    def _logits(self, clips: Tensor) -> Tensor:
-        with autocast(self.world.device, self.config.precision):
-            out: Tensor = self.model(clips)
-        return out
 
     def _end(self) -> dict[str, Any]:
-        run = self.run
-        assert run is not None
-        self.model.eval()
-        cost = self.loop.cost()
+        """Save the weights, score the test set with what was saved, and write down what came out."""
+        cost, tensors, mean = self.loop.cost(), self.trainee.tensors(), self.trainee.mean_tensors()
+        metrics = {} if self.run is None else self._tested(self.run, cost, tensors, mean)
+        self.world.wait()
+        return metrics
+
+    def _tested(
+        self, run: RunFolder, cost: dict[str, Any], tensors: dict[str, Tensor], mean: dict[str, Tensor] | None
+    ) -> dict[str, Any]:
         facts = {
             "kind": "finetune",
             "num_classes": self.num_classes,
@@ -242,9 +247,22 @@ class _Finetuning:
             "data": self.loop.digests(),
             "seed": self.request.seed,
         }
-        save_weights(run.path / "weights.safetensors", self.model, recipe=self.recipe, facts=facts)
+        path = run.path / "weights.safetensors"
+        save_weights(path, tensors, recipe=self.recipe, facts=facts)
+        if mean is not None:
+            path = run.path / "weights-ema.safetensors"
+            save_weights(path, mean, recipe=self.recipe, facts={**facts, "ema_decay": self.config.ema_decay})
+        run.facts["execution"] = self.trainee.facts()
+        classifier = load_classifier(path)[0].to(self.world.device).eval()
+        before = self.loop.meter.watch.cpu_seconds, self.loop.meter.watch.seconds
+
+        def logits(clips: Tensor) -> Tensor:
+            with autocast(self.world.device, self.config.precision):
+                out: Tensor = classifier(clips)
+            return out
+
         scores, tested = score(
-            self._logits,
+            logits,
             self.request.workspace,
             self.test,
             recipe=self.recipe,
@@ -253,7 +271,11 @@ class _Finetuning:
             options=ReadOptions(self.request.workers, self.request.cache_bytes),
         )
         cost["bytes_read"] += tested.reader.bytes_read
-        cost["seconds"], cost["cpu_seconds"] = self.loop.cost()["seconds"], self.loop.cost()["cpu_seconds"]
+        cost["cpu_seconds"] = round(cost["cpu_seconds"] + self.loop.meter.watch.cpu_seconds - before[0], 3)
+        tested_seconds = self.loop.meter.watch.seconds - before[1]
+        cost["seconds"] = round(cost["seconds"] + tested_seconds, 3)
+        if self.world.device.type == "cuda":
+            cost["gpu_seconds"] = round(cost["gpu_seconds"] + tested_seconds * self.world.size, 3)
         run.write_json("skipped.json", self.loader.reader.skipped)
         return write_results(
             run,
@@ -262,6 +284,7 @@ class _Finetuning:
                 "kind": "finetune",
                 "init": self.request.init,
                 "views": list(self.config.views),
+                "weights": path.name,
                 "train_videos": self.loader.mix.epoch_videos,
             },
             recipe=self.recipe,

@@ -1,14 +1,16 @@
-"""Optimizers: AdamW's parameter groups with weight-decay rules and layer decay, and LARS for the linear probe."""
+"""Optimizers: AdamW's parameter groups with weight-decay rules and layer decay, LARS for the linear probe, the running mean of weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Lars", "adamw", "decays", "layer_number", "parameter_groups", "set_learning_rate"]
+from stmae_train.distributed import gathered, own_part, put
+
+__all__ = ["Lars", "WeightMean", "adamw", "decays", "layer_number", "parameter_groups", "set_learning_rate"]
 
 
 def decays(name: str, parameter: Tensor, *, rule: str = "not-1d") -> bool:
@@ -77,6 +79,40 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give every group the rate times its own lr_scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+class WeightMean:
+    """An exponential running mean of a model's trained parameters: mean = decay * mean + (1 - decay) * parameter, per step.
+
+    It starts at the parameters as they are. Sharded parameters have sharded means.
+
+    Args:
+        model: on its device, wrapped for its processes.
+        decay: in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        self.decay = decay
+        self._parameters = {name: each for name, each in model.named_parameters() if each.requires_grad}
+        self._means = {name: each.detach().clone() for name, each in self._parameters.items()}
+
+    @torch.no_grad()
+    def add(self, is_used: Tensor) -> None:
+        """Take in the parameters after a step; a step that was skipped (bool on the device) changes nothing."""
+        means = [own_part(each) for each in self._means.values()]
+        steps = torch._foreach_sub([own_part(each.detach()) for each in self._parameters.values()], means)
+        torch._foreach_mul_(steps, torch.where(is_used, 1 - self.decay, 0.0).float())
+        torch._foreach_add_(means, steps)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The means by parameter name, whole; every process must ask."""
+        return {name: gathered(each) for name, each in self._means.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from saved means, one for every parameter."""
+        for name, mean in self._means.items():
+            put(mean, tensors[name])
 
 
 class Lars(torch.optim.Optimizer):

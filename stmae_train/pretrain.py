@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stmae_train.checkpoint import StepLoop, save_tensors, save_weights
+from stmae_train.checkpoint import StepLoop, Trainee, save_tensors, save_weights
 from stmae_train.config import ModelConfig, Recipe
 from stmae_train.convert import start_model
-from stmae_train.distributed import World, start_world, stop_world
+from stmae_train.distributed import Sharding, World, start_world, stop_world
 from stmae_train.errors import ConfigError
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
@@ -29,9 +29,9 @@ from stmae_train.loader import (
 )
 from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
-from stmae_train.optim import adamw, parameter_groups
+from stmae_train.optim import parameter_groups
 from stmae_train.pictures import PictureRequest, picture
-from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops, update_weights, write_card
+from stmae_train.runlog import RunFolder, StepRecord, Update, train_flops, write_card
 from stmae_train.schedule import learning_rate
 from stmae_train.targets import Teacher, fit_pca, pixel_vectors, read_teacher
 from stmae_train.views import FrameRule
@@ -61,7 +61,9 @@ class PretrainRequest:
         device: `cpu`, `cuda`, `cuda:1`; a GPU where there is one unless given.
         cache_bytes: decoded sets up to this size are cached; 0 = never.
         init: weights to start from, of any known layout; from scratch unless given. An encoder alone starts the encoder.
+        prefetch: videos that each worker may have decoded ahead; bounds memory, changes speed alone.
         pictures: clips of the first set whose reconstructions are left in `pictures/` at the end.
+        sharding: with several processes, "ddp" or "fsdp"; a run may be resumed with either.
     """
 
     workspace: Path
@@ -79,7 +81,9 @@ class PretrainRequest:
     device: str | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
     init: str | None = None
+    prefetch: int = 4
     pictures: int = 8
+    sharding: Sharding = "ddp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +192,13 @@ class _Training:
             accumulate=recipe.optim.accumulate,
             rank=world.rank,
             world_size=world.size,
-            options=ReadOptions(request.workers, request.cache_bytes, request.skip_damaged),
+            options=ReadOptions(
+                request.workers,
+                request.cache_bytes,
+                request.skip_damaged,
+                request.prefetch,
+                pins_memory=world.device.type == "cuda",
+            ),
         )
         self.steps = math.ceil(_total_clips(request) / self.loader.clips_per_step)
         if self.steps < 1:
@@ -205,24 +215,23 @@ class _Training:
         if request.init is not None:
             self.init = start_model(self.model, request.init, workspace=request.workspace)
         self.model.teacher = self._teacher()
-        self.model.to(world.device)
-        self.trained = world.wrap(self.model)
 
-        # Optimiser. Fused: it can skip a non-finite step without asking the device.
-        groups = parameter_groups(
-            self.model, weight_decay=recipe.optim.weight_decay, decay_rule=recipe.optim.decay_rule
-        )
-        self.parameters = [parameter for group in groups for parameter in group["params"]]
-        self.optimizer = adamw(
-            [{**group, "fused": True} for group in groups], betas=recipe.optim.betas, eps=recipe.optim.eps
+        # What is trained, with its optimiser.
+        optim = recipe.optim
+        self.trainee = Trainee(
+            self.model,
+            world,
+            optim,
+            groups=lambda: parameter_groups(self.model, weight_decay=optim.weight_decay, decay_rule=optim.decay_rule),
+            eps=optim.eps,
+            sharding=request.sharding,
         )
 
         # The loop, where an earlier process left it.
         self.loop = StepLoop(
             run,
             world,
-            model=self.model,
-            optimizer=self.optimizer,
+            trainee=self.trainee,
             loader=self.loader,
             steps=self.steps,
             flops_per_clip=train_flops(recipe.model),
@@ -281,21 +290,16 @@ class _Training:
 
     def _update(self, step: int, parts: Sequence[Batch]) -> Update:
         """Forward and backward for every micro-batch, then one guarded step."""
-        losses = []
-        for part in parts:
+        trainee, losses = self.trainee, []
+        for number, part in enumerate(parts, start=1):
             clips = part.clips(self.recipe.model, device=self.world.device)  # [B, 3, T, H, W]
-            with autocast(self.world.device, self.recipe.optim.precision):
-                loss = self.trained(clips, **self._hidden(part)).loss
-            (loss / len(parts)).backward()
+            with trainee.micro_batch(is_last=number == len(parts)):
+                with trainee.autocast():
+                    loss = trainee.wrapped(clips, **self._hidden(part)).loss
+                trainee.backward(loss / len(parts))
             losses.append(loss)
-        return update_weights(
-            self.optimizer,
-            self.parameters,
-            step=step + 1,
-            losses=losses,
-            grad_clip=self.recipe.optim.grad_clip,
-            clip_ids=tuple(clip_id for part in parts for clip_id in part.clip_ids),
-        )
+        clip_ids = tuple(clip_id for part in parts for clip_id in part.clip_ids)
+        return trainee.update(step=step + 1, losses=losses, clip_ids=clip_ids)
 
     def _hidden(self, part: Batch) -> dict[str, Tensor]:
         """What hides tokens of a batch: noise for random masks, which needs no counting, else masks."""
@@ -310,7 +314,7 @@ class _Training:
         return drawn
 
     def _end(self, record: StepRecord | None) -> RunResult:
-        cost = self.loop.cost()
+        cost, tensors, mean = self.loop.cost(), self.trainee.tensors(), self.trainee.mean_tensors()
         result = RunResult(
             weights=self.request.run_dir / "weights.safetensors",
             run_dir=self.request.run_dir,
@@ -326,7 +330,13 @@ class _Training:
             facts = {"kind": "pretrain", "data": data, "clips": cost["clips"], "seed": self.request.seed}
             if self.init:
                 facts["init"] = json.dumps(self.init, sort_keys=True)
-            save_weights(result.weights, self.model, recipe=self.recipe, facts=facts)
+            save_weights(result.weights, tensors, recipe=self.recipe, facts=facts)
+            if mean is not None:
+                averaged = {**facts, "ema_decay": self.recipe.optim.ema_decay}
+                save_weights(
+                    result.weights.with_name("weights-ema.safetensors"), mean, recipe=self.recipe, facts=averaged
+                )
+            self.run.facts["execution"] = self.trainee.facts()
             self.run.write_json("cost.json", cost)
             self.run.write_json("skipped.json", self.loader.reader.skipped)
             self._show(result.weights)

@@ -30,6 +30,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a value of the recipe, as in optim.base_lr=1e-3.")
 ]
 WorkersOption = Annotated[int, typer.Option(help="Decoding processes; they change speed alone.")]
+PrefetchOption = Annotated[
+    int, typer.Option(help="Videos that each decoding process may have ready ahead; bounds its memory.")
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, order, crops and masks.")]
 InitOption = Annotated[
     str, typer.Option(help="Weights file of any known layout, run, or `random` for the untrained encoder.")
@@ -38,6 +41,9 @@ EvalOption = Annotated[str, typer.Option(help="SET:SPLIT to test on.")]
 TrainShards = Annotated[list[str], typer.Option(help="Labelled sets: SET[:SPLIT][/SELECTION][@WEIGHT].")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one unless given.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run that stands there.")]
+FsdpOption = Annotated[
+    bool, typer.Option("--fsdp", help="Under torchrun: every process keeps a part of each parameter (FSDP2), not all.")
+]
 OutOption = Annotated[str | None, typer.Option("--out", help="Name of the run, under runs/ of the workspace.")]
 
 
@@ -107,10 +113,12 @@ def pretrain(
         bool, typer.Option("--accept-new-data", help="Resume although a set has changed.")
     ] = False,
     skip_damaged: Annotated[int, typer.Option(help="Leave out at most this many damaged samples.")] = 0,
+    prefetch: PrefetchOption = 4,
     device: DeviceOption = None,
     init: Annotated[
         str | None, typer.Option(help="Weights to start from, of any known layout; from scratch unless given.")
     ] = None,
+    fsdp: FsdpOption = False,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
@@ -138,8 +146,10 @@ def pretrain(
         resume=resume,
         accept_new_data=accept_new_data,
         skip_damaged=skip_damaged,
+        prefetch=prefetch,
         device=device,
         init=None if init is None else _init(workspace, init),
+        sharding="fsdp" if fsdp else "ddp",
     )
     with console.journal(workspace, "stmae-train pretrain", {"shards": shards, "recipe": wanted.name}):
         result = run(request, watch=lambda record: console.say(str(record)))
@@ -210,6 +220,7 @@ def finetune(
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
     device: DeviceOption = None,
+    fsdp: FsdpOption = False,
     out: OutOption = None,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
@@ -232,6 +243,7 @@ def finetune(
         workers=workers,
         resume=resume,
         device=device,
+        sharding="fsdp" if fsdp else "ddp",
     )
     with console.journal(workspace, "stmae-train finetune", {"init": init}):
         metrics = run(request, watch=lambda record: console.say(str(record)))

@@ -6,26 +6,24 @@ from stmae_train.checkpoint.store import (
     Weights,
     load_autoencoder,
     load_model,
-    load_optimizer,
     load_weights,
     newest_checkpoint,
-    optimizer_tensors,
     save_checkpoint,
     save_tensors,
     save_weights,
     weights_path,
 )
+from stmae_train.checkpoint.trainee import Trainee
 
 __all__ = [
     "Checkpoint",
     "StepLoop",
+    "Trainee",
     "Weights",
     "load_autoencoder",
     "load_model",
-    "load_optimizer",
     "load_weights",
     "newest_checkpoint",
-    "optimizer_tensors",
     "save_checkpoint",
     "save_tensors",
     "save_weights",

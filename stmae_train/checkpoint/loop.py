@@ -8,18 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from stmae_train.checkpoint.store import (
-    load_model,
-    load_optimizer,
-    newest_checkpoint,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from stmae_train.checkpoint.store import newest_checkpoint, save_checkpoint
+from stmae_train.checkpoint.trainee import Trainee
 from stmae_train.distributed import World
 from stmae_train.errors import DataMismatch, RunInterrupted
-from stmae_train.loader import Batch, TrainLoader
+from stmae_train.loader import Advisor, Batch, TrainLoader
 from stmae_train.optim import set_learning_rate
 from stmae_train.runlog import Guard, Meter, RunFolder, StepRecord, StopSignals, Update, peak_flops, peak_memory_bytes
 
@@ -36,11 +30,12 @@ class StepLoop:
     Args:
         run: the run folder; None in the processes that do not write it.
         world: this process among the others.
-        model, optimizer: what is trained, and saved.
+        trainee: what is trained, and saved.
         loader: batches by step number.
         steps: of the whole run.
         flops_per_clip: of one training step, for the share of the peak.
         log_every, checkpoint_every: steps; sensible ones unless given.
+        after_step: called by every process with the number of steps done, before a checkpoint of that step.
     """
 
     def __init__(
@@ -48,21 +43,22 @@ class StepLoop:
         run: RunFolder | None,
         world: World,
         *,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        trainee: Trainee,
         loader: TrainLoader,
         steps: int,
         flops_per_clip: float,
         log_every: int | None = None,
         checkpoint_every: int | None = None,
+        after_step: Callable[[int], None] | None = None,
     ) -> None:
         self.run, self.world = run, world
-        self.model, self.optimizer, self.loader, self.steps = model, optimizer, loader, steps
+        self.trainee, self.loader, self.steps, self.after_step = trainee, loader, steps, after_step
         self.flops_per_clip = flops_per_clip
         self.log_every = log_every or max(1, min(50, steps // 20))
         self.checkpoint_every = checkpoint_every or max(1, steps // 10)
         self.guard, self.step = Guard(), 0
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0, "stall_seconds": 0.0, "bytes_read": 0}
+        self.advisor = Advisor(loader)
         self.meter = Meter(
             steps=steps,
             clips_per_step=loader.clips_per_step,
@@ -87,8 +83,7 @@ class StepLoop:
                 f"{changed[0]} is not what {folder} was started with (digest {before.get(changed[0], 'none')[:12]}, now "
                 f"{now[changed[0]][:12]}); restore the set, or go on with --accept-new-data."
             )
-        load_model(self.model, found.weights, where=f"Checkpoint {found.step} of {folder}")
-        load_optimizer(self.optimizer, found.optimizer)
+        self.trainee.restore(found, where=f"Checkpoint {found.step} of {folder}")
         self.step = found.step
         self.guard.skipped = list(found.state["skipped_steps"])
         self.spent = {name: found.state["cost"][name] for name in self.spent}
@@ -120,7 +115,7 @@ class StepLoop:
         with StopSignals() as signals:
             while self.step < self.steps:
                 current = rate(self.step)
-                set_learning_rate(self.optimizer, current)
+                set_learning_rate(self.trainee.optimizer, current)
                 with self.meter.watch.waiting():
                     parts = [next(batches) for _ in range(self.loader.accumulate)]
                 self.guard.add(update(self.step, parts))
@@ -128,6 +123,8 @@ class StepLoop:
                 is_last = self.step == self.steps
                 if self.step % self.log_every == 0 or is_last:
                     record = self._log(current, watch)
+                if self.after_step is not None:
+                    self.after_step(self.step)
                 stop = self.world.any(signals.received or 0)
                 if stop or is_last or self.step % self.checkpoint_every == 0:
                     self._checkpoint()
@@ -144,6 +141,9 @@ class StepLoop:
         if self.run is not None:
             self.run.log(record)
             LOGGER.info("%s", record)
+            said = self.advisor.sentence(wait_share=record.wait_share, clips_per_second=record.clips_per_second)
+            if said is not None:
+                LOGGER.warning("%s", said)
             if watch is not None:
                 watch(record)
         return record
@@ -151,18 +151,23 @@ class StepLoop:
     def _checkpoint(self) -> None:
         """Judge every update first: a checkpoint holds no weights that were not looked at."""
         self.guard.look()
+        # Every process asks for all of these: a sharded model, and what each process has spent, are put together.
+        trainee, cost = self.trainee, self.cost()
+        weights, optimizer, mean = trainee.tensors(), trainee.state_tensors(), trainee.mean_tensors()
         if self.run is not None:
             save_checkpoint(
                 self.run.path / "checkpoints",
                 step=self.step,
-                weights=self.model.state_dict(),
-                optimizer=optimizer_tensors(self.optimizer),
+                weights=weights,
+                optimizer=optimizer,
+                mean=mean,
                 state={
                     "clips": self.step * self.loader.clips_per_step,
                     "digests": self.digests(),
                     "skipped_steps": self.guard.skipped,
                     "world_size": self.world.size,
-                    "cost": self.cost(),
+                    "cost": cost,
+                    "loss_scale": None if trainee.scale is None else trainee.scale.state(),
                 },
             )
         self.world.wait()
@@ -172,21 +177,22 @@ class StepLoop:
         return {str(source.index.reference): source.index.digest for source in self.loader.sources}
 
     def cost(self) -> dict[str, Any]:
-        """What the run has cost so far, over all its interruptions (`cost.json`)."""
+        """What the run has cost so far, over all its interruptions and processes (`cost.json`); every process must ask."""
         watch, spent = self.meter.watch, self.spent
+        cpu_seconds, bytes_read = self.world.total(watch.cpu_seconds, self.loader.reader.bytes_read)
         clips = self.step * self.loader.clips_per_step
         seconds = watch.seconds + spent["seconds"]
         return {
             "schema_version": 1,
             "seconds": round(seconds, 3),
-            "cpu_seconds": round(watch.cpu_seconds + spent["cpu_seconds"], 3),
+            "cpu_seconds": round(cpu_seconds + spent["cpu_seconds"], 3),
             "gpu_seconds": round(seconds * self.world.size, 3) if self.world.device.type == "cuda" else 0.0,
             "stall_seconds": round(watch.waited + spent["stall_seconds"], 3),
-            "bytes_read": int(self.loader.reader.bytes_read + spent["bytes_read"]),
+            "bytes_read": int(bytes_read + spent["bytes_read"]),
             "clips": clips,
             "steps": self.step,
             "epochs": round(self.step * self.loader.batch_videos / self.loader.mix.epoch_videos, 3),
             "flops": clips * self.flops_per_clip,
             "kwh": None,
-            "memory_bytes": peak_memory_bytes(),
+            "memory_bytes": self.world.any(peak_memory_bytes()),
         }

@@ -2,6 +2,7 @@
 
 checkpoints/step-000000123/weights.safetensors     model, by our names
                            optimizer.safetensors   `<parameter>:<state>` for every optimizer state
+                           weights-ema.safetensors the running mean of the weights, where one is kept
                            state.json              step, counters, what the run was
                            COMMIT.json             sha256 of the others; without it the folder does not count
 """
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 
 from stmae_data import files
 from stmae_train.config import ModelConfig, Recipe, from_toml, to_toml
-from stmae_train.errors import CheckpointError
+from stmae_train.distributed import load_model_tensors
+from stmae_train.errors import CheckpointError, TrainingStopped
 from stmae_train.model import MaskedAutoencoder
 
 __all__ = [
@@ -33,10 +35,8 @@ __all__ = [
     "Weights",
     "load_autoencoder",
     "load_model",
-    "load_optimizer",
     "load_weights",
     "newest_checkpoint",
-    "optimizer_tensors",
     "save_checkpoint",
     "save_tensors",
     "save_weights",
@@ -47,6 +47,7 @@ LOGGER = logging.getLogger("stmae.train")
 SCHEMA_VERSION = 1
 KEPT = 3
 _PARTS = ("weights.safetensors", "optimizer.safetensors", "state.json")
+_MEAN = "weights-ema.safetensors"
 _NAME = re.compile(r"step-(\d{9})")
 
 
@@ -58,6 +59,7 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    mean: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def save_checkpoint(
     weights: Mapping[str, Tensor],
     optimizer: Mapping[str, Tensor],
     state: Mapping[str, Any],
+    mean: Mapping[str, Tensor] | None = None,
     keep: int = KEPT,
 ) -> Path:
     """Write one checkpoint under `folder` and drop all but the newest `keep`.
@@ -88,8 +91,16 @@ def save_checkpoint(
     A crash at any instant leaves the earlier checkpoints whole and this one either whole or uncounted.
 
     Raises:
+        TrainingStopped: a tensor is not finite; nothing is written.
         StorageError: no room; the earlier checkpoints stay.
     """
+    for what, tensors in (("weights", weights), ("optimizer states", optimizer), ("mean weights", mean or {})):
+        bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+        if bad:
+            raise TrainingStopped(
+                f"Training stopped at step {step}: {len(bad)} of its {what} are not finite, first {bad[0]}, so no checkpoint was written. "
+                f"Lower base_lr, set grad_clip or precision=fp32, then resume from the one before."
+            )
     target = folder / f"step-{step:09d}"
     if (target / "COMMIT.json").is_file():
         files.remove_file(target / "COMMIT.json", point="checkpoint")  # a damaged one of the same step is written anew
@@ -97,10 +108,12 @@ def save_checkpoint(
         files.sweep_temp(target)
     save_tensors(target / "weights.safetensors", weights)
     save_tensors(target / "optimizer.safetensors", optimizer)
+    if mean is not None:
+        save_tensors(target / _MEAN, mean)
     files.commit_json(
         target / "state.json", {"schema_version": SCHEMA_VERSION, "step": step, **state}, point="checkpoint"
     )
-    sums = {name: files.sha256_file(target / name) for name in _PARTS}
+    sums = {name: files.sha256_file(target / name) for name in (*_PARTS, *([] if mean is None else [_MEAN]))}
     files.commit_json(
         target / "COMMIT.json", {"schema_version": SCHEMA_VERSION, "step": step, "sha256": sums}, point="commit"
     )
@@ -147,19 +160,39 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> Checkpoint:
-    try:
-        commit = json.loads((path / "COMMIT.json").read_bytes())
-        sums = {name: str(commit["sha256"][name]) for name in _PARTS}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name}/COMMIT.json is damaged ({type(error).__name__}).") from error
+    sums = _sums(path)
     for name, wanted in sums.items():
         if not (path / name).is_file():
             raise CheckpointError(f"{path.name}/{name} is missing.")
-        if files.sha256_file(path / name) != wanted:
+        try:
+            found = files.sha256_file(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path.name}/{name} cannot be read ({error}).") from error
+        if found != wanted:
             raise CheckpointError(f"{path.name}/{name} is damaged: its sha256 is not the one in COMMIT.json.")
     weights, optimizer = (_read_tensors(path / name)[0] for name in _PARTS[:2])
+    mean = _read_tensors(path / _MEAN)[0] if _MEAN in sums else None
     state = files.read_json(path / "state.json")
-    return Checkpoint(int(state["step"]), weights, optimizer, state)
+    return Checkpoint(int(state["step"]), weights, optimizer, state, mean)
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """Checksums by file name; the commit itself must read as it was written, to the byte.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        data = (path / "COMMIT.json").read_bytes()
+        commit = json.loads(data)
+        sums = {str(name): str(value) for name, value in commit["sha256"].items()}
+        step = int(path.name.removeprefix("step-"))
+        again = files.json_text({"schema_version": SCHEMA_VERSION, "step": step, "sha256": sums}).encode()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name}/COMMIT.json is damaged ({type(error).__name__}).") from error
+    if again != data or set(sums) - {_MEAN} != set(_PARTS):
+        raise CheckpointError(f"{path.name}/COMMIT.json is damaged: it is not what a commit of this step says.")
+    return sums
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -188,38 +221,6 @@ def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every state of an optimizer over `optim.parameter_groups`, as `<parameter name>:<state name>`."""
-    return {
-        f"{name}:{key}": value
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["names"], group["params"], strict=True)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put saved states back.
-
-    Raises:
-        CheckpointError: a state of a parameter that the optimizer does not have.
-    """
-    numbers = {name: number for number, name in enumerate(_names(optimizer))}
-    states: dict[int, dict[str, Tensor]] = {}
-    for full_name, tensor in tensors.items():
-        name, _, key = full_name.rpartition(":")
-        if name not in numbers:
-            raise CheckpointError(
-                f"The checkpoint has an optimizer state of {name!r}, which this model does not train."
-            )
-        states.setdefault(numbers[name], {})[key] = tensor.clone()
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _names(optimizer: torch.optim.Optimizer) -> list[str]:
-    return [name for group in optimizer.param_groups for name in group["names"]]
-
-
 def load_model(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -> None:
     """Put saved weights into a model, all of them.
 
@@ -239,7 +240,7 @@ def load_model(model: nn.Module, tensors: Mapping[str, Tensor], *, where: str) -
             f"{where} holds another model ({wrong[0]}{f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''}); use the recipe it was "
             f"trained with, or start a new run with another --out."
         )
-    model.load_state_dict(dict(tensors))
+    load_model_tensors(model, tensors)
 
 
 def save_weights(

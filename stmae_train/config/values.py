@@ -12,7 +12,7 @@ __all__ = ["DataConfig", "FinetuneConfig", "ModelConfig", "OptimConfig", "ProbeC
 Lineage = Literal["mae_st", "pyslowfast", "videomae", "mae"]
 Positions = Literal["separable", "joint", "sincos-1d", "sincos-2d", "sincos-3d"]
 LrRule = Literal["absolute", "per-256-videos", "per-256-clips"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]  # fp16 scales its losses, so that small gradients survive
 
 
 def field_types(kind: type) -> dict[str, Any]:
@@ -242,7 +242,9 @@ class DataConfig:
 class OptimConfig:
     """AdamW, its schedule and the length of pre-training, counted in clips."""
 
-    batch_videos: int = 512  # over all processes; clips per step = batch_videos x repeats
+    # Over all processes and micro-batches; clips per step = batch_videos x repeats. Learning rates follow this number,
+    # so neither more processes nor more micro-batches change them.
+    batch_videos: int = 512
     accumulate: int = 1  # micro-batches per step
     total_clips: int = 192_000_000
     base_lr: float = 1.6e-3
@@ -258,11 +260,14 @@ class OptimConfig:
     decay_rule: Literal["not-1d", "not-1d-nor-tokens"] = "not-1d"
     grad_clip: float = 0.0  # L2 norm; 0 = off
     precision: Precision = "bf16"
+    ema_decay: float = 0.0  # of the running mean of the weights, per step; 0 = off
+    recompute_activations: bool = False  # blocks run twice and keep nothing between: less memory, the same gradients
+    compile_blocks: bool = False  # torch.compile of every block
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_positive(self, "batch_videos", "accumulate", "total_clips", "base_lr", "eps")
-        _check_share(self, "warmup_share", "decay_share")
+        _check_share(self, "warmup_share", "decay_share", "ema_decay")
 
     def peak_lr(self, *, repeats: int) -> float:
         """The learning rate after warm-up for this batch."""
@@ -317,7 +322,8 @@ class ProbeConfig:
 class FinetuneConfig:
     """Fine-tuning a classifier from pre-trained weights (SPEC-models B2)."""
 
-    batch_videos: int = 256
+    batch_videos: int = 256  # over all processes and micro-batches, as in pre-training
+    accumulate: int = 1
     epochs: int = 50  # passes over the videos; every pass draws `repeats` clips of each
     repeats: int = 2
     warmup_epochs: float = 5.0
@@ -346,11 +352,14 @@ class FinetuneConfig:
     flip: bool = True
     views: tuple[int, int] = (7, 3)  # evaluation, temporal x spatial
     precision: Precision = "bf16"
+    ema_decay: float = 0.0  # with it the test set is scored with the mean weights, as image MAE does
+    recompute_activations: bool = False
+    compile_blocks: bool = False
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        _check_positive(self, "batch_videos", "epochs", "repeats", "base_lr", "layer_decay")
-        _check_share(self, "drop_path", "head_dropout", "smoothing")
+        _check_positive(self, "batch_videos", "accumulate", "epochs", "repeats", "base_lr", "layer_decay")
+        _check_share(self, "drop_path", "head_dropout", "smoothing", "ema_decay")
         _check_rising(self, "crop_area", "crop_aspect")
 
     def peak_lr(self) -> float:

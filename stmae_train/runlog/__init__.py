@@ -4,12 +4,14 @@ from stmae_train.runlog.costs import Flops, forward_flops, train_flops
 from stmae_train.runlog.folder import RunFolder, commit, runs_status
 from stmae_train.runlog.meter import Meter, StepRecord, StopSignals, Stopwatch, peak_memory_bytes
 from stmae_train.runlog.pages import SCORE_COLUMNS, data_entry, foreign_entry, write_card, write_scores, write_vectors
-from stmae_train.runlog.updates import Guard, Update, autocast, peak_flops, update_weights
+from stmae_train.runlog.scaling import LossScale
+from stmae_train.runlog.updates import Guard, Update, autocast, backward, peak_flops, update_weights
 
 __all__ = [
     "SCORE_COLUMNS",
     "Flops",
     "Guard",
+    "LossScale",
     "Meter",
     "RunFolder",
     "StepRecord",
@@ -17,6 +19,7 @@ __all__ = [
     "Stopwatch",
     "Update",
     "autocast",
+    "backward",
     "commit",
     "data_entry",
     "foreign_entry",

@@ -14,16 +14,15 @@ import torch
 from stmae_train.checkpoint import (
     load_autoencoder,
     load_model,
-    load_optimizer,
     load_weights,
     newest_checkpoint,
-    optimizer_tensors,
     save_checkpoint,
     save_tensors,
     save_weights,
     weights_path,
 )
 from stmae_train.config import Recipe, override
+from stmae_train.distributed import load_optimizer_tensors, optimizer_tensors
 from stmae_train.errors import CheckpointError
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import adamw, parameter_groups, set_learning_rate
@@ -158,11 +157,11 @@ def test_optimizer_states_survive_by_name(small_recipe: Recipe) -> None:
     step(first, first_optimizer, 0)
     second, second_optimizer = build()
     second.load_state_dict(first.state_dict())
-    load_optimizer(second_optimizer, optimizer_tensors(first_optimizer))
+    load_optimizer_tensors(second_optimizer, optimizer_tensors(first_optimizer))
     step(first, first_optimizer, 1)
     step(second, second_optimizer, 1)
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
     with pytest.raises(CheckpointError, match="'absent', which this model does not train"):
-        load_optimizer(second_optimizer, {"absent:exp_avg": torch.ones(1)})
+        load_optimizer_tensors(second_optimizer, {"absent:exp_avg": torch.ones(1)})

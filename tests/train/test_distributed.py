@@ -14,40 +14,52 @@ import pytest
 import torch
 
 from stmae_train.checkpoint import load_weights
-from stmae_train.config import Recipe, to_toml
+from stmae_train.config import Recipe, override, to_toml
 from stmae_train.distributed import World, start_world
 from stmae_train.errors import RunInterrupted
 from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.runlog import StepRecord
 
+# Runs, one after the other, in every one of the processes: [run folder, sharding, step to stop after or 0].
 RUN = """
-import sys, torch
+import json, os, sys, torch
 from pathlib import Path
 from stmae_train.config import read_recipe
+from stmae_train.errors import RunInterrupted
 from stmae_train.pretrain import PretrainRequest, pretrain
 torch.set_num_threads(1)
-pretrain(PretrainRequest(Path(sys.argv[1]), ("tiny",), read_recipe(Path(sys.argv[2])), Path(sys.argv[3]), resume=True,
-                         log_every=1, device="cpu", pictures=0))
+workspace, recipe, runs, ports = json.loads(sys.argv[1])
+for (folder, sharding, stop), port in zip(runs, ports):
+    os.environ["MASTER_PORT"] = str(port)
+    def watch(record):
+        if record.step == stop:
+            os.kill(os.getpid(), 15)
+    try:
+        pretrain(PretrainRequest(Path(workspace), ("tiny",), read_recipe(Path(recipe)), Path(folder), resume=True, log_every=1,
+                                 checkpoint_every=2, device="cpu", pictures=0, sharding=sharding), watch=watch)
+    except RunInterrupted:
+        assert stop
 """
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_ports(count: int) -> list[int]:
+    probes = [socket.socket() for _ in range(count)]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
 
 
-def run_in_two(arguments: list[str]) -> None:
-    """The script in two gloo processes, as torchrun starts them."""
-    shared = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
+def run_in_two(workspace: Path, recipe: Path, runs: list[tuple[Path, str, int]]) -> None:
+    """The runs in two gloo processes, as torchrun starts them."""
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    given = json.dumps([workspace, recipe, runs, free_ports(len(runs))], default=str)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", RUN, *arguments],
+            [sys.executable, "-c", RUN, given],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
         )
@@ -56,6 +68,19 @@ def run_in_two(arguments: list[str]) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def stopped_alone(request: PretrainRequest, step: int) -> None:
+    def watch(record: StepRecord) -> None:
+        if record.step == step:
+            os.kill(os.getpid(), 15)
+
+    with pytest.raises(RunInterrupted):
+        pretrain(request, watch=watch)
 
 
 def test_alone_a_process_is_its_own_world() -> None:
@@ -68,29 +93,41 @@ def test_alone_a_process_is_its_own_world() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_take_over_from_one_and_train_the_same_model(
+def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_from_each_other(
     small_world: Path, small_recipe: Recipe, tmp_path: Path
 ) -> None:
+    """DDP and FSDP2, gathering gradients over two micro-batches, clipped, with a running mean of the weights."""
+    changes = ["optim.accumulate=2", "optim.grad_clip=0.5", "optim.ema_decay=0.9"]
+    recipe = override(small_recipe, changes)
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe))
     request = PretrainRequest(
-        small_world, ("tiny",), small_recipe, tmp_path / "one", log_every=1, device="cpu", pictures=0
+        small_world, ("tiny",), recipe, tmp_path / "one", log_every=1, checkpoint_every=2, device="cpu", pictures=0
     )
     straight = pretrain(request)
+    for name in ("one-then-ddp", "one-then-fsdp"):
+        stopped_alone(replace(request, run_dir=tmp_path / name), 4)
+    runs = [("ddp", "ddp", 0), ("fsdp", "fsdp", 0), ("one-then-ddp", "ddp", 0), ("one-then-fsdp", "fsdp", 0)]
+    runs += [("fsdp-then-one", "fsdp", 6), ("fsdp-then-fsdp", "fsdp", 5), ("fsdp-then-fsdp", "fsdp", 0)]
+    run_in_two(small_world, tmp_path / "recipe.toml", [(tmp_path / name, how, stop) for name, how, stop in runs])
+    state = json.loads((tmp_path / "fsdp-then-one/checkpoints/step-000000006/state.json").read_text())
+    assert state["world_size"] == 2
+    pretrain(replace(request, run_dir=tmp_path / "fsdp-then-one", resume=True))
 
-    def watch(record: StepRecord) -> None:
-        if record.step == 4:
-            os.kill(os.getpid(), 15)
-
-    shared = replace(request, run_dir=tmp_path / "two")
-    with pytest.raises(RunInterrupted):
-        pretrain(shared, watch=watch)
-    (tmp_path / "recipe.toml").write_text(to_toml(small_recipe))
-    run_in_two([str(small_world), str(tmp_path / "recipe.toml"), str(shared.run_dir)])
-
-    ours, theirs = (
-        [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
-        for folder in (straight.run_dir, shared.run_dir)
-    )
-    assert theirs == pytest.approx(ours, rel=1e-4)
-    one, two = (load_weights(folder / "weights.safetensors").tensors for folder in (straight.run_dir, shared.run_dir))
-    # Adam turns rounding of tiny gradients into steps of a few per cent of the rate (1e-3).
-    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "ddp"), rel=1e-6)
+    one = straight.run_dir
+    for name in dict.fromkeys(name for name, *_ in runs):
+        folder = tmp_path / name
+        assert losses(folder) == pytest.approx(losses(one), rel=1e-4), name
+        for file in ("weights.safetensors", "weights-ema.safetensors"):
+            ours, theirs = (load_weights(each / file).tensors for each in (one, folder))
+            # Adam turns rounding of tiny gradients into steps of a few per cent of the rate (1e-3).
+            assert list(ours) == list(theirs)
+            assert all(torch.allclose(each, theirs[key], atol=1e-3) for key, each in ours.items()), name
+    # At equal world size a resumed run is the uninterrupted one to the bit, sharded or not.
+    last = "checkpoints/step-000000010/optimizer.safetensors"
+    for file in ("weights.safetensors", "weights-ema.safetensors", last):
+        assert (tmp_path / "fsdp-then-fsdp" / file).read_bytes() == (tmp_path / "fsdp" / file).read_bytes()
+    execution = json.loads((tmp_path / "fsdp" / "run.json").read_text())["execution"]
+    assert (execution["processes"], execution["sharding"]) == (2, "fsdp")
+    cost = json.loads((tmp_path / "ddp" / "cost.json").read_text())
+    assert cost["clips"] == 80 and cost["cpu_seconds"] > 0

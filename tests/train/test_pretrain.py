@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stmae_data.files import lock
+from stmae_data.files import json_text, lock
 from stmae_train.checkpoint import load_weights, newest_checkpoint
 from stmae_train.config import Recipe, override, to_toml
 from stmae_train.errors import ConfigError, DataMismatch, RunBusy, RunInterrupted, TrainingStopped
@@ -196,7 +196,7 @@ def test_changed_data_is_refused_unless_accepted(request_: PretrainRequest) -> N
         commit = state.with_name("COMMIT.json")
         sums = json.loads(commit.read_text())
         sums["sha256"]["state.json"] = hashlib.sha256(state.read_bytes()).hexdigest()
-        commit.write_text(json.dumps(sums))
+        commit.write_text(json_text(sums))
     with pytest.raises(DataMismatch, match=r"digest ffffffffffff, now .*--accept-new-data"):
         pretrain(replace(request_, resume=True))
     assert pretrain(replace(request_, resume=True, accept_new_data=True)).steps == 10

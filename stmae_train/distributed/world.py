@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["World", "start_world", "stop_world"]
+from stmae_train.distributed.blocks import blocks_of
+
+__all__ = ["Sharding", "World", "start_world", "stop_world"]
+
+Sharding = Literal["ddp", "fsdp"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +31,40 @@ class World:
         """Whether this process writes the run folder."""
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over processes; alone, the model itself."""
+    def wrap(self, model: nn.Module, sharding: Sharding = "ddp") -> nn.Module:
+        """The model with gradients averaged over processes; alone, the model itself.
+
+        Args:
+            model: on its device.
+            sharding: "ddp" keeps all of it in every process; "fsdp" leaves each process a part of every parameter, and
+                of what the optimizer keeps about it (FSDP2). An optimizer is made from the parameters afterwards.
+        """
         if self.size == 1:
+            return model
+        if sharding == "fsdp":
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
+
+            mesh = init_device_mesh(self.device.type, (self.size,))
+            for block in blocks_of(model):
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+    @contextlib.contextmanager
+    def micro_batch(self, wrapped: nn.Module, *, is_last: bool) -> Iterator[None]:
+        """Around forward and backward of one micro-batch: processes exchange gradients after the last one alone."""
+        share = getattr(wrapped, "set_requires_gradient_sync", None)
+        if share is not None:  # a sharded model
+            share(is_last)
+            yield
+        elif isinstance(wrapped, nn.parallel.DistributedDataParallel) and not is_last:
+            with wrapped.no_sync():
+                yield
+        else:
+            yield
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a value over processes."""
@@ -38,6 +73,14 @@ class World:
         total = value.detach().clone()
         torch.distributed.all_reduce(total)
         return total / self.size
+
+    def total(self, *values: float) -> list[float]:
+        """The sum of each number over processes."""
+        if self.size == 1:
+            return list(values)
+        shared = torch.tensor(values, dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(shared)
+        return [float(each) for each in shared]
 
     def any(self, flag: int) -> int:
         """The largest flag of any process, so that all of them decide alike."""
