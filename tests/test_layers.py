@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 DATA_RANKS = [
     {"errors", "records"},
-    {"manifest", "files", "limits"},
+    {"manifest", "files", "limits", "stores"},
     {"media", "fingerprint", "signals", "sources"},
     {"encode", "frames", "shards"},
     {"catalog", "fetch", "engines"},

@@ -41,6 +41,12 @@ def build(
     job: Annotated[
         str | None, typer.Option(metavar="K/N", help="Build only share K of N; the last job, or a plain rerun, seals.")
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            help="URL of an object store (s3://…, gs://…): the set stands there, the workspace keeps its books."
+        ),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="At most this many rows of each split.")] = None,
     classes: Annotated[list[str] | None, typer.Option(help="Only these classes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the nested order; the manifest's unless given.")] = None,
@@ -66,6 +72,8 @@ def build(
     Example: stmae-data build web --from 'crawl-{000000..000009}.tar' --name crawl
 
     Example: stmae-data build web --from clips --retry-failed timeout oom
+
+    Example: stmae-data build k400 --from /data/kinetics400 --store s3://bucket/sets
     """
     from stmae_data.build import BuildRequest, Job, reasons_of
     from stmae_data.build import build as run
@@ -90,6 +98,7 @@ def build(
         workers=workers,
         engine=engine,
         job=None if job is None else Job.parse(job),
+        store=store,
         retry=frozenset() if retry_failed is None else reasons_of([each for each in retry_failed if each]),
         is_dry_run=dry_run,
     )

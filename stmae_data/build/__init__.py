@@ -16,6 +16,7 @@ from typing import Any
 from stmae_data import files
 from stmae_data.build.jobs import Job, job_lock
 from stmae_data.build.plan import Plan, extend_plan, load_plan, refuse_other_settings
+from stmae_data.build.remote import Outpost, outpost
 from stmae_data.build.retry import (
     end_retry,
     has_retry,
@@ -42,7 +43,7 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True, slots=True)
 class BuildRequest:
     """What to build, from where, how. `roots` and `annotations` default to what the manifest names; rows that ended with a reason
-    of `retry` are taken up again."""
+    of `retry` are taken up again; with `store` (a URL of fsspec) the set stands under it, and the workspace keeps its books alone."""
 
     workspace: Path
     manifest: Manifest
@@ -57,6 +58,7 @@ class BuildRequest:
     workers: int = 1
     engine: str = "local"
     job: Job | None = None
+    store: str | None = None
     retry: frozenset[Reason] = frozenset()
     is_dry_run: bool = False
 
@@ -115,6 +117,8 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
     """
     if request.job is not None and request.retry:
         raise UsageError("A retry is done by one command: leave out --job or --retry-failed.")
+    if request.job is not None and request.store is not None:
+        raise UsageError("A set on a store is built by one command: leave out --job or --store.")
     started = time.monotonic()
     folder = set_folder(request.workspace, request.set_name)
     encoding = _encoding(request)
@@ -128,11 +132,14 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
         return _build_share(folder, request, request.job, settings, encoding, started, progress)
 
     listing = _list(request)
-    with files.lock(folder / "meta" / "LOCK", what=f"Set {request.set_name}"):
+    with (
+        files.lock(folder / "meta" / "LOCK", what=f"Set {request.set_name}"),
+        outpost(request.store, folder) as store,
+    ):
         _sweep(folder)
         _refuse_unfinished_rewrite(folder)
         try:
-            plan, internal_errors = _plan_and_work(folder, request, settings, listing, progress)
+            plan, internal_errors = _plan_and_work(folder, request, settings, listing, store, progress)
         except BaseException:
             _sweep(folder)  # the workers are dead by now; what was committed stays, what was half-written goes
             raise
@@ -140,6 +147,8 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
             folder, plan, name=request.set_name, manifest=request.manifest, settings=settings, encoding=encoding
         )
         end_retry(folder)
+        if store is not None:
+            store.finish()
     return _report(folder, request, report, started, internal_errors)
 
 
@@ -162,7 +171,7 @@ def _build_share(
             sealed = sealed_shards(folder)
         share = {name: plan.shards[name] for name in job.share([name for name in plan.shards if name not in sealed])}
         task = {"plan": "plan.parquet", **plan.task_settings()}
-        internal_errors = _run(folder, share, task, request, progress)
+        internal_errors = _run(folder, share, task, request, None, progress)
         with step():
             left = [name for name in plan.shards if not ledger_path(folder, name).exists()]
             if not left:
@@ -213,7 +222,12 @@ def _report(
 
 
 def _plan_and_work(
-    folder: Path, request: BuildRequest, settings: Mapping[str, Any], listing: SourceListing, progress: Progress | None
+    folder: Path,
+    request: BuildRequest,
+    settings: Mapping[str, Any],
+    listing: SourceListing,
+    store: Outpost | None,
+    progress: Progress | None,
 ) -> tuple[Plan, int]:
     """Finish what an earlier build left, plan and work what is new, then take up what failed.
 
@@ -225,9 +239,9 @@ def _plan_and_work(
     was_interrupted = has_retry(folder)
     if plan is not None:
         refuse_other_settings(plan, settings, folder=folder)
-        errors += _work(folder, plan, request, progress)
+        errors += _work(folder, plan, request, store, progress)
     if plan is not None and was_interrupted:
-        errors += _retry(folder, plan, request, progress)
+        errors += _retry(folder, plan, request, store, progress)
         plan = load_plan(folder)
     plan = extend_plan(
         plan,
@@ -238,7 +252,7 @@ def _plan_and_work(
         workers=request.workers,
         progress=progress,
     )
-    errors += _work(folder, plan, request, progress)
+    errors += _work(folder, plan, request, store, progress)
     # An interrupted retry was this command's own: taking its failures up once more would end with other bytes.
     if not was_interrupted and plan_retry(
         folder,
@@ -249,7 +263,7 @@ def _plan_and_work(
         workers=request.workers,
         progress=progress,
     ):
-        errors += _retry(folder, plan, request, progress)
+        errors += _retry(folder, plan, request, store, progress)
         plan = load_plan(folder) or plan
     return plan, errors
 
@@ -308,15 +322,15 @@ def _refuse_unfinished_rewrite(folder: Path) -> None:
         raise SetError(f"A rewrite of {folder.name} was interrupted; finish it first: stmae-data dedup {folder.name}")
 
 
-def _work(folder: Path, plan: Plan, request: BuildRequest, progress: Progress | None) -> int:
+def _work(folder: Path, plan: Plan, request: BuildRequest, store: Outpost | None, progress: Progress | None) -> int:
     """Do every planned shard that has no ledger yet; returns how many clips ended in an internal error."""
-    return _run(folder, plan.shards, {"plan": "plan.parquet", **plan.task_settings()}, request, progress)
+    return _run(folder, plan.shards, {"plan": "plan.parquet", **plan.task_settings()}, request, store, progress)
 
 
-def _retry(folder: Path, plan: Plan, request: BuildRequest, progress: Progress | None) -> int:
+def _retry(folder: Path, plan: Plan, request: BuildRequest, store: Outpost | None, progress: Progress | None) -> int:
     """Do the shards of a planned retry, then move what was recovered."""
     settings = {**plan.task_settings(), "plan": "retry.parquet", "run_id": retry_run_id(folder)}
-    errors = _run(folder, retry_shards(folder), settings, request, progress)
+    errors = _run(folder, retry_shards(folder), settings, request, store, progress)
     settle_retry(folder)
     return errors
 
@@ -326,6 +340,7 @@ def _run(
     shards: Mapping[str, int],
     settings: Mapping[str, Any],
     request: BuildRequest,
+    store: Outpost | None,
     progress: Progress | None,
 ) -> int:
     todo = [name for name in shards if not ledger_path(folder, name).exists()]
@@ -344,7 +359,14 @@ def _run(
     tasks = [{"folder": str(folder), "name": name, **settings} for name in todo]
     target = "stmae_data.build.work:build_shard"
     receipts = run_tasks(target, tasks, workers=request.workers, tick=tick, engine=request.engine)
-    return sum(receipt["internal_errors"] for _, receipt in receipts)
+    if store is not None:
+        store.send_plan()
+    errors = 0
+    for number, receipt in receipts:
+        errors += receipt["internal_errors"]
+        if store is not None:
+            store.send_shard(todo[number])
+    return errors
 
 
 def _no_counts(planned: int) -> dict[str, Any]:
