@@ -191,6 +191,10 @@ def select(
         console.print_json(
             {"name": made.name, "digest": made.digest, "num_clips": made.num_clips, "seconds": made.seconds}
         )
+    if hashtags_of is not None:
+        from stmae_data.report import render_sample
+
+        console.say(f"Sample to judge by eye: {render_sample(workspace, made.name)}")
     console.done(
         f"Selection {made.name}: {made.num_clips} clips, digest {made.digest[:12]}, in", made.path, is_json=is_json
     )
