@@ -1,5 +1,6 @@
 """From sets to batches: order, decoding, the decoded cache, crops. Start at `batches`."""
 
+from stmae_train.loader.advice import Advisor, advice
 from stmae_train.loader.batch import Batch, CropRule
 from stmae_train.loader.batches import SweepLoader, TrainLoader, dividing_sizes
 from stmae_train.loader.cache import DEFAULT_CACHE_BYTES
@@ -9,6 +10,7 @@ from stmae_train.loader.source import ClipSource, check_labels, open_sources
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
+    "Advisor",
     "Batch",
     "ClipSource",
     "CropRule",
@@ -16,6 +18,7 @@ __all__ = [
     "ReadOptions",
     "SweepLoader",
     "TrainLoader",
+    "advice",
     "check_labels",
     "dividing_sizes",
     "open_sources",
