@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from stmae_data.files import json_text, sha256_file
 from stmae_train.checkpoint import (
     load_autoencoder,
     load_model,
@@ -23,7 +24,7 @@ from stmae_train.checkpoint import (
 )
 from stmae_train.config import Recipe, override
 from stmae_train.distributed import load_optimizer_tensors, optimizer_tensors
-from stmae_train.errors import CheckpointError
+from stmae_train.errors import CheckpointError, TrainingStopped
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import adamw, parameter_groups, set_learning_rate
 
@@ -72,6 +73,87 @@ def test_every_damage_falls_back_to_the_one_before_and_says_so(
         found = newest_checkpoint(tmp_path)
     assert found is not None and found.step == 1
     assert "step-000000002" in caplog.text
+
+
+def damaged_copies(data: bytes, *, bits: tuple[int, ...] | None) -> Iterator[bytes]:
+    """Every prefix, and every byte with one bit flipped: with bits of its own, or with one that walks along."""
+    for length in range(len(data)):
+        yield data[:length]
+    for place in range(len(data)):
+        for bit in bits if bits is not None else (place % 8,):
+            yield data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :]
+
+
+def find_every_damage(folder: Path, bits: tuple[int, ...] | None) -> int:
+    save(folder, 1)
+    save_checkpoint(
+        folder,
+        step=2,
+        weights={"a": torch.ones(2)},
+        optimizer={"a:step": torch.ones(())},
+        mean={"a": torch.zeros(2)},
+        state={"clips": 16},
+    )
+    found = newest_checkpoint(folder)
+    assert found is not None and found.step == 2 and found.mean is not None
+    count = 0
+    for name in [*FILES, "weights-ema.safetensors"]:
+        path = folder / "step-000000002" / name
+        whole = path.read_bytes()
+        for data in damaged_copies(whole, bits=bits):
+            path.write_bytes(data)
+            found = newest_checkpoint(folder)
+            assert found is not None and found.step == 1, (name, data)
+            count += 1
+        path.unlink()
+        found = newest_checkpoint(folder)
+        assert found is not None and found.step == 1, name
+        path.write_bytes(whole)
+    return count
+
+
+def test_every_truncation_and_a_flip_in_every_byte_is_detected(tmp_path: Path) -> None:
+    assert find_every_damage(tmp_path, None) > 1500
+
+
+@pytest.mark.battery
+def test_every_flip_of_every_bit_is_detected(tmp_path: Path) -> None:
+    assert find_every_damage(tmp_path, tuple(range(8))) > 7000
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
+def test_a_pickle_in_a_checkpoint_is_never_opened_even_when_its_checksum_is_right(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1, 2)
+    folder = tmp_path / "step-000000002"
+    (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    commit = json.loads((folder / "COMMIT.json").read_bytes())
+    commit["sha256"][name] = sha256_file(folder / name)
+    (folder / "COMMIT.json").write_text(json_text(commit))
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.step == 1 and not (tmp_path / "exploded").exists()
+    assert "not a whole safetensors file" in caplog.text
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("which", ["weights", "optimizer", "mean"])
+def test_a_checkpoint_never_holds_what_is_not_finite(tmp_path: Path, which: str) -> None:
+    save(tmp_path, 1)
+    given = {"weights": {"a": torch.ones(2)}, "optimizer": {"a:step": torch.ones(())}, "mean": {"a": torch.ones(2)}}
+    given[which] = {name: each * float("nan") for name, each in given[which].items()}
+    with pytest.raises(TrainingStopped, match=r"stopped at step 2: 1 of its .* not finite, first a.*resume from"):
+        save_checkpoint(tmp_path, step=2, state={}, **given)
+    assert [each.name for each in tmp_path.iterdir()] == ["step-000000001"]
 
 
 def test_no_usable_checkpoint_is_an_error_never_a_fresh_start(tmp_path: Path) -> None:
