@@ -53,6 +53,12 @@ class Store:
             ) from error
         return cls(url.rstrip("/"), filesystem, root.rstrip("/"))
 
+    @classmethod
+    def of(cls, folder: Path) -> Store | None:
+        """The store on which the set of `folder` stands, as `meta/store.json` says; None where it stands in the folder itself."""
+        path = folder / "meta" / "store.json"
+        return cls.open(files.read_json(path)["url"]) if path.is_file() else None
+
     def names(self) -> dict[str, int]:
         """Every object with its size in bytes.
 

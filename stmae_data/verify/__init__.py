@@ -7,9 +7,11 @@ seal's digest and counts, one outcome per planned row, keys once, duplicates tha
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ import duckdb
 
 from stmae_data import files
 from stmae_data.catalog import insert_known
-from stmae_data.errors import SetError
+from stmae_data.errors import SetError, UsageError
 from stmae_data.records import LEDGER_COLUMNS, set_folder
 from stmae_data.shards import ledger_path
+from stmae_data.stores import Store
 from stmae_data.verify.damage import Damage, DamageCode, Findings, VerifyReport
 from stmae_data.verify.deep import check_decoding
 from stmae_data.verify.shard import check_shard
@@ -90,9 +93,14 @@ def verify(
     seal = read_seal(folder, name, findings)
     check_leftovers(folder, seal, findings)
     if seal is not None:
-        present = _check_presence(folder, seal, findings)
+        store = Store.of(folder)
+        if deep and store is not None:
+            raise UsageError(
+                f"{folder.name} stands on {store.url}; leave out --deep, or verify a copy of it in a folder."
+            )
+        present = _check_presence(folder, seal, store, findings)
         if not quick:
-            _check_contents(folder, seal, present, findings, counter, workers or min(4, os.cpu_count() or 1))
+            _check_contents(folder, seal, present, store, findings, counter, workers or min(4, os.cpu_count() or 1))
         if deep and not findings.damages():
             check_decoding(folder, seal, findings)
     return VerifyReport(findings.damages(), counter.bytes, time.monotonic() - started)
@@ -112,19 +120,20 @@ class _Counter:
             self._advance(self.bytes, self.total)
 
 
-def _check_presence(folder: Path, seal: Seal, findings: Findings) -> list[dict[str, Any]]:
+def _check_presence(folder: Path, seal: Seal, store: Store | None, findings: Findings) -> list[dict[str, Any]]:
     """Existence and size of every listed file; returns the lines whose tar can be read."""
     present = []
+    there = {} if store is None else store.names()
     for line in seal.lines:
         tar = folder / f"{line['name']}.tar"
-        if not tar.is_file():
+        size = tar.stat().st_size if tar.is_file() else there.get(tar.name)
+        if size is None:
             findings.add(
                 DamageCode.SHARD_MISSING,
                 tar.name,
                 f"is missing with its {line['samples']} samples; build again to restore it",
             )
         else:
-            size = tar.stat().st_size
             if size != line["bytes"]:
                 findings.add(DamageCode.SHARD_SIZE, tar.name, f"has {size} bytes, set.json says {line['bytes']}")
             present.append(line)
@@ -141,11 +150,12 @@ def _check_contents(
     folder: Path,
     seal: Seal,
     present: Sequence[dict[str, Any]],
+    store: Store | None,
     findings: Findings,
     counter: _Counter,
     workers: int,
 ) -> None:
-    counter.total = sum((folder / f"{line['name']}.tar").stat().st_size for line in present)
+    counter.total = sum(line["bytes"] for line in present)
     connection = files.connect()
     try:
         readable = _read_ledgers(connection, folder, seal, findings)
@@ -156,7 +166,8 @@ def _check_contents(
 
         def check(line: dict[str, Any]) -> set[str]:
             rows = _written_rows(connection, line["name"]) if line["name"] in readable else None
-            return check_shard(folder / f"{line['name']}.tar", line, rows, findings, counter)
+            with _here(folder / f"{line['name']}.tar", store) as tar:
+                return check_shard(tar, line, rows, findings, counter)
 
         with ThreadPoolExecutor(workers) as pool:
             kinds = set().union(*pool.map(check, present))
@@ -168,6 +179,17 @@ def _check_contents(
             "meta/set.json",
             f"samples of the set end in {', '.join(sorted(kinds))}; wanted one kind",
         )
+
+
+@contextlib.contextmanager
+def _here(tar: Path, store: Store | None) -> Iterator[Path]:
+    """A tar to read: where it stands, or a copy from the store for as long as it is read."""
+    if store is None or tar.is_file():
+        yield tar
+        return
+    with tempfile.TemporaryDirectory(prefix="stmae-verify-") as copies:
+        store.get(tar.name, Path(copies) / tar.name)
+        yield Path(copies) / tar.name
 
 
 def _read_ledgers(connection: Any, folder: Path, seal: Seal, findings: Findings) -> set[str]:

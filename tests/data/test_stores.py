@@ -18,6 +18,7 @@ from stmae_data.build import BuildReport, BuildRequest, build
 from stmae_data.errors import Busy, StorageError, UsageError
 from stmae_data.manifest import load_manifest
 from stmae_data.stores import Store
+from stmae_data.verify import verify
 
 
 def build_tiny(workspace: Path, tree: Path, **options: Any) -> BuildReport:
@@ -85,6 +86,21 @@ def test_the_objects_are_the_files_of_a_local_build(
     again = build_tiny(workspace, kinetics_tree)
     assert (again.version, again.digest) == (first.version, first.digest)
     assert objects(f"{url}/tiny") == clean and not list(folder.glob("*.tar"))
+
+
+def test_verify_reads_a_set_where_it_stands(url: str, workspace: Path, kinetics_tree: Path) -> None:
+    build_tiny(workspace, kinetics_tree, store=url)
+    found = verify(workspace, "tiny")
+    assert found.ok and found.bytes > 0 and not list((workspace / "sets" / "tiny").glob("*.tar"))
+    store = Store.open(f"{url}/tiny")
+    tar = bytearray(store.read("train-000001.tar"))
+    tar[700] ^= 1
+    store.filesystem.pipe_file(f"{store.root}/train-000001.tar", bytes(tar))
+    assert {each.file for each in verify(workspace, "tiny").damages} == {"train-000001.tar"}
+    store.filesystem.rm_file(f"{store.root}/train-000001.tar")
+    assert [str(each.code) for each in verify(workspace, "tiny", quick=True).damages] == ["shard_missing"]
+    with pytest.raises(UsageError, match="leave out --deep"):
+        verify(workspace, "tiny", deep=True)
 
 
 def test_another_machine_goes_on_from_the_store_alone(
