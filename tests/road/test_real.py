@@ -13,8 +13,6 @@ from stmae_data.build import BuildRequest, build
 from stmae_data.manifest import load_manifest
 from stmae_data.shards import open_set
 
-pytestmark = pytest.mark.battery  # decodes three minutes of video up to 720p: minutes on two cores
-
 TOO_SHORT = {
     "decord_unordered.mov",
     "decord_video_0.mov",
