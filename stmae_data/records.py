@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +20,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Annotation",
     "ClipSpan",
+    "Job",
     "MediaFacts",
     "SetRef",
     "SourceRow",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+_MAX_JOBS = 100_000
 
 LEVELS = ("bytes", "stream", "id", "video", "overlap", "content")
 """Levels of sameness, from strictest to widest (FORMATS)."""
@@ -296,6 +300,43 @@ class StoredFacts:
 _REF = re.compile(
     r"(?P<set>[A-Za-z0-9][A-Za-z0-9._-]*)(:(?P<split>[a-z]+))?(/(?P<selection>[A-Za-z0-9._-]+))?(@(?P<weight>[0-9.]+))?"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Job `number` of `count`, counted from 1: several processes share one piece of work. 1/1 is the whole."""
+
+    number: int = 1
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `2/4`.
+
+        Raises:
+            UsageError: it is no job.
+        """
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text, re.ASCII)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]) <= _MAX_JOBS:
+            raise UsageError(f"{text!r} is not a job; wanted k/n with 1 <= k <= n <= {_MAX_JOBS}, as in 2/4.")
+        return cls(int(match[1]), int(match[2]))
+
+    def share(self, names: Sequence[str]) -> list[str]:
+        """This job's part of a list: the parts of all n jobs are disjoint and make up the whole."""
+        first, last = self.range_of(len(names))
+        return list(names[first:last])
+
+    def range_of(self, size: int) -> tuple[int, int]:
+        """Where this job's share of `size` things begins and ends."""
+        return (self.number - 1) * size // self.count, self.number * size // self.count
+
+    @property
+    def suffix(self) -> str:
+        """What tells the files of this job from those of others; empty for the whole."""
+        return "" if self.count == 1 else f"-{self.number}-of-{self.count}"
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,8 +65,9 @@ def fetch(
     Example: stmae-data fetch videos.csv --name web
     """
     from stmae_data.errors import UsageError
-    from stmae_data.fetch import FetchRequest, Job, parse_job
+    from stmae_data.fetch import FetchRequest
     from stmae_data.fetch import fetch as run
+    from stmae_data.records import Job
 
     for option, value in (
         ("--limit", limit),
@@ -89,7 +90,7 @@ def fetch(
         splits=tuple(split or ()),
         classes=tuple(classes or ()),
         limit=limit,
-        job=parse_job(job) if job else Job(),
+        job=Job.parse(job) if job else Job(),
         workers=workers,
         max_bytes=max_bytes,
         deadline_seconds=deadline,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from stmae_data import files
-from stmae_data.build.jobs import Job, job_lock
+from stmae_data.build.jobs import job_lock
 from stmae_data.build.plan import Plan, extend_plan, load_plan, refuse_other_settings
 from stmae_data.build.remote import Outpost, outpost
 from stmae_data.build.retry import (
@@ -31,7 +31,7 @@ from stmae_data.encode import Encoding, ffmpeg_executable, ffmpeg_version
 from stmae_data.engines import check_engine, run_tasks
 from stmae_data.errors import Reason, SetError, SourceError, UsageError
 from stmae_data.manifest import Manifest
-from stmae_data.records import set_folder
+from stmae_data.records import Job, set_folder
 from stmae_data.shards import count_outcomes, ledger_path
 from stmae_data.sources import SourceListing, rows_for
 

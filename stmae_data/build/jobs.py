@@ -10,57 +10,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 from stmae_data import files
-from stmae_data.errors import Busy, UsageError
+from stmae_data.errors import Busy
+from stmae_data.records import Job
 
-__all__ = ["Job", "job_lock"]
+__all__ = ["job_lock"]
 
-_SHARES = 1 << 40  # byte ranges as fine as any number of jobs
+_SHARES = 1 << 40  # byte ranges as fine as any number of jobs; they overlap where shares do, also of other n
 _STEP = 1 << 41
-_MAX_JOBS = 100_000
 _PAUSE_SECONDS = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Job `number` of `count`, counted from 1."""
-
-    number: int
-    count: int
-
-    @classmethod
-    def parse(cls, text: str) -> Job:
-        """Read `2/4`.
-
-        Raises:
-            UsageError: it is no job.
-        """
-        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
-        if match is None or not 1 <= int(match[1]) <= int(match[2]) <= _MAX_JOBS:
-            raise UsageError(f"{text!r} is not a job; wanted k/n with 1 <= k <= n <= {_MAX_JOBS}, as in 2/4.")
-        return cls(int(match[1]), int(match[2]))
-
-    def share(self, names: Sequence[str]) -> list[str]:
-        """This job's part of a list: the parts of all n jobs are disjoint and make up the whole."""
-        return list(names[slice(*self._range(len(names)))])
-
-    def bytes_of_lock(self) -> tuple[int, int]:
-        """Where the job's own range of the lock begins and ends: ranges overlap where shares do, also of other n."""
-        return self._range(_SHARES)
-
-    def _range(self, size: int) -> tuple[int, int]:
-        return (self.number - 1) * size // self.count, self.number * size // self.count
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
 
 
 @contextlib.contextmanager
@@ -84,7 +48,7 @@ def job_lock(path: Path, job: Job, *, what: str) -> Iterator[Callable[[], Abstra
             raise Busy(
                 f"{what} is being written by process {holder}; wait for it to end, then run the same command again."
             ) from error
-        if not _try_range(descriptor, *job.bytes_of_lock()):
+        if not _try_range(descriptor, *job.range_of(_SHARES)):
             mine = [line.partition(" ")[0] for line in _holders(descriptor) if line.endswith(f" {job}")]
             who = f"by process {mine[0]}" if mine else "by a job whose share overlaps it"
             raise Busy(

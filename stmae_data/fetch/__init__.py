@@ -16,7 +16,7 @@ from typing import Any
 from stmae_data import __version__, files
 from stmae_data.errors import Reason, SourceError, UsageError
 from stmae_data.fetch.address import shown_url
-from stmae_data.fetch.book import Book, Job, parse_job
+from stmae_data.fetch.book import Book
 from stmae_data.fetch.checks import media_only, no_page
 from stmae_data.fetch.client import Client, Policy
 from stmae_data.fetch.download import Expected
@@ -32,11 +32,9 @@ __all__ = [
     "Client",
     "FetchReport",
     "FetchRequest",
-    "Job",
     "Policy",
     "YouTube",
     "fetch",
-    "parse_job",
 ]
 
 
@@ -172,7 +170,7 @@ def _share(rows: Sequence[Part | Wanted], request: FetchRequest) -> tuple[dict[s
     keys = sorted(items)
     if request.limit is not None and hashes:
         keys = keys[: request.limit]
-    ours = {key for position, key in enumerate(keys) if request.job.takes(position)}
+    ours = set(request.job.share(keys))
     if hashes:
         order = {url: at for at, url in enumerate(by_host(items[key].url for key in keys if key in ours))}
         chosen = sorted(ours, key=lambda key: order[items[key].url])

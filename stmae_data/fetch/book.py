@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from stmae_data import files
-from stmae_data.errors import SetError, SourceError, UsageError
+from stmae_data.errors import SetError, SourceError
+from stmae_data.records import Job
 from stmae_data.sources.listed import fetched_books, fetched_name
 
-__all__ = ["COLUMNS", "STATUSES", "Book", "Job", "parse_job", "url_key"]
+__all__ = ["COLUMNS", "STATUSES", "Book", "url_key"]
 
 STATUSES = ("fetched", "failed", "dropped", "pending")
 """`dropped`: a rule said no (too large, opted out); `pending`: not tried, as when a fetch was stopped."""
@@ -53,35 +54,6 @@ _DECIDED = (
     "fetched_at",
     "attempts",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Job `number` of `count`: its share of a list, and the names of its own files."""
-
-    number: int = 1
-    count: int = 1
-
-    def takes(self, position: int) -> bool:
-        """Whether the item at this place of the sorted list is ours."""
-        return position % self.count == self.number - 1
-
-    @property
-    def suffix(self) -> str:
-        """What tells the files of this job from those of others; empty for the whole."""
-        return "" if self.count == 1 else f"-{self.number}-of-{self.count}"
-
-
-def parse_job(text: str) -> Job:
-    """Read `k/n`.
-
-    Raises:
-        UsageError: not two whole numbers with 1 <= k <= n.
-    """
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UsageError(f"{text!r} is not a job; wanted k/n with 1 <= k <= n, as in --job 2/4.")
-    return Job(int(number), int(count))
 
 
 def url_key(url: str) -> str:

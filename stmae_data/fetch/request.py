@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from stmae_data.errors import Reason
-from stmae_data.fetch.book import Job
 from stmae_data.fetch.client import Policy
+from stmae_data.records import Job
 
 __all__ = ["LIST_POLICY", "PARTS_POLICY", "FetchReport", "FetchRequest"]
 

@@ -13,9 +13,10 @@ import pytest
 from stmae_data import files
 from stmae_data.build import BuildRequest, build
 from stmae_data.errors import Busy, Reason, SourceError, UsageError
-from stmae_data.fetch import Client, FetchReport, FetchRequest, Job, Policy, fetch, parse_job
+from stmae_data.fetch import Client, FetchReport, FetchRequest, Policy, fetch
 from stmae_data.fetch.lists import by_host, read_lists
 from stmae_data.manifest import load_manifest
+from stmae_data.records import Job
 from stmae_data.sources import rows_for
 from stmae_data.sources.listed import fetched_name
 
@@ -354,10 +355,10 @@ def test_words_that_mean_nothing_for_a_list_are_refused(workspace: Path) -> None
         bring(workspace, workspace / "a.txt", base_url="http://x/")
     with pytest.raises(UsageError, match="nothing to retry under 'net_404'"):
         bring(workspace, workspace / "a.txt", retry_failed=("net_404",))
-    assert parse_job("2/4") == Job(2, 4)
+    assert Job.parse("2/4") == Job(2, 4)
     for text in ("0/2", "3/2", "1", "a/b", "1/0"):
         with pytest.raises(UsageError, match="is not a job"):
-            parse_job(text)
+            Job.parse(text)
 
 
 def test_youtube_pages_and_ids_are_known_as_such(workspace: Path) -> None:

@@ -97,7 +97,7 @@ def test_splits_limit_and_jobs_choose_parts(k400: Any, workspace: Path) -> None:
     )
     bring(workspace, "k400", base_url=k400.base, splits=("train",), limit=1, name="b")
     assert names(workspace / "raw" / "b" / "train") == ["part_0.tar.gz"]
-    from stmae_data.fetch import Job
+    from stmae_data.records import Job
 
     for number in (1, 2, 3):
         bring(workspace, "k400", base_url=k400.base, job=Job(number, 3), name="c")
