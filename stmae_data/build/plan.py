@@ -172,6 +172,7 @@ _RECONCILIATION = {
     "annotated": "BIGINT",
     "present": "BIGINT",
     "missing": "BIGINT",
+    "replaced": "BIGINT",
     "unannotated": "BIGINT",
 }
 

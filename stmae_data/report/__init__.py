@@ -49,6 +49,7 @@ def render_report(workspace: Path, set_name: str, *, thumbnails: int = 24, thumb
         found = facts.findings(connection)
         classes = facts.class_facts(connection)
         num_groups, groups = facts.groups(connection)
+        reconciled, lost = facts.reconciliation(connection, book)
         is_of_images = _is_image_set(connection)
         page = render(
             **_provenance(book),
@@ -71,6 +72,8 @@ def render_report(workspace: Path, set_name: str, *, thumbnails: int = 24, thumb
             was_examined=bool(book.decisions),
             num_groups=num_groups,
             groups=groups,
+            reconciled=reconciled,
+            lost=lost,
             extension="jpg" if is_of_images else "mp4",
         )
     path = book.folder / "report.html"

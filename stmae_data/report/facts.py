@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from stmae_data import files
 from stmae_data.catalog import SetBooks
 from stmae_data.errors import Reason, SetError
 from stmae_data.records import LEVELS, is_valid_key
@@ -184,6 +185,41 @@ def signal_histograms(connection: Any, *, limit: int = 24) -> tuple[charts.Histo
         if made is not None:
             found.append(made)
     return tuple(found)
+
+
+def reconciliation(
+    connection: Any, book: SetBooks, *, most: int = 30
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What the annotations promised against what was there and what became of it: a line per split, and the classes that lost most.
+
+    Every line holds split, label, annotated, present, missing, replaced, unannotated and failed; a split's line has no label.
+    """
+    path = book.folder / "meta" / "reconciliation.parquet"
+    if not path.is_file():
+        return [], []
+    failed = {
+        (split, label): count
+        for split, label, count in connection.execute(
+            "SELECT split, annotations[1].label_raw, count(*) FROM clip WHERE outcome = 'failed' GROUP BY ALL"
+        ).fetchall()
+    }
+    lines = [
+        {
+            "replaced": 0,
+            **line,
+            "label": cut(line["label"] or "", 80),
+            "failed": failed.get((line["split"], line["label"]), 0),
+        }
+        for line in files.read_table(path)
+    ]
+    splits: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        total = splits.setdefault(line["split"], {"split": line["split"], "label": ""})
+        for key in ("annotated", "present", "missing", "replaced", "unannotated", "failed"):
+            total[key] = total.get(key, 0) + line[key]
+    lost = [line for line in lines if line["missing"] or line["failed"]]
+    lost.sort(key=lambda line: (-line["missing"] - line["failed"], line["split"], line["label"]))
+    return list(splits.values()), lost[:most]
 
 
 def tag_counts(connection: Any, *, limit: int = 40) -> tuple[tuple[str, int], ...]:

@@ -105,6 +105,32 @@ _PAGE = """<!DOCTYPE html>
   </table></div>
 </section>
 
+{%- if reconciled %}
+<section>
+  <h2>Annotated and found</h2>
+  <p class="lead">What the annotations promise against the files that were there. All classes stand in <code>meta/reconciliation.parquet</code>.</p>
+  <div class="wide"><table>
+    <thead><tr><th>split</th><th>annotated</th><th>present</th><th>missing</th><th>replaced</th><th>not annotated</th><th>failed</th></tr></thead>
+    <tbody>
+    {%- for line in reconciled %}
+      <tr><th scope="row">{{ line.split }}</th><td>{{ line.annotated | count }}</td><td>{{ line.present | count }}</td><td>{{ line.missing | count }}</td><td>{{ line.replaced | count }}</td><td>{{ line.unannotated | count }}</td><td>{{ line.failed | count }}</td></tr>
+    {%- endfor %}
+    </tbody>
+  </table></div>
+  {%- if lost %}
+  <details><summary>Classes that lost most</summary>
+  <div class="wide"><table class="small">
+    <thead><tr><th>class</th><th>split</th><th>annotated</th><th>present</th><th>missing</th><th>failed</th></tr></thead>
+    <tbody>
+    {%- for line in lost %}
+      <tr><th scope="row"><bdi>{{ line.label or "no label" }}</bdi></th><td class="word">{{ line.split }}</td><td>{{ line.annotated | count }}</td><td>{{ line.present | count }}</td><td>{{ line.missing | count }}</td><td>{{ line.failed | count }}</td></tr>
+    {%- endfor %}
+    </tbody>
+  </table></div></details>
+  {%- endif %}
+</section>
+{%- endif %}
+
 {%- if pictures %}
 <section>
   <h2>A look inside</h2>

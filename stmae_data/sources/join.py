@@ -18,10 +18,11 @@ __all__ = ["Named", "Tally", "join_by_name"]
 
 @dataclass(slots=True)
 class Tally:
-    """Distinct clips by split and label: annotated, of these present, and present without an annotation."""
+    """Distinct clips by split and label: annotated, of these present, of these replaced by a later file, and present without an annotation."""
 
     annotated: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     present: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    replaced: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     unannotated: Counter[tuple[str, str | None]] = field(default_factory=Counter)
 
     def lines(self, manifest: Manifest) -> list[dict[str, Any]]:
@@ -35,6 +36,7 @@ class Tally:
                 "annotated": self.annotated[(split, label)],
                 "present": self.present[(split, label)],
                 "missing": self.annotated[(split, label)] - self.present[(split, label)],
+                "replaced": self.replaced[(split, label)],
                 "unannotated": self.unannotated[(split, label)],
             }
             for split, label in keys

@@ -260,6 +260,7 @@ class _Joiner:
         splits = sorted({each.split for each in found}, key=self.order.__getitem__)
         split = standing if standing in splits else splits[0]
         own = sorted(found, key=lambda each: (each.split != split, self.order[each.split]))
+        self.tally.replaced[(split, own[0].label_raw)] += _is_replacement(entry)
         start, end = (name.start_ms, name.end_ms) if name.start_ms is not None else key[1:]
         is_cut = self.manifest.files == "originals" and name.start_ms is None and start is not None
         return self._row(entry, split, name.platform_id, start, end, tuple(own), is_cut=is_cut)

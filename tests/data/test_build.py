@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from stmae_data.build import BuildReport, BuildRequest, build
 from stmae_data.encode import Encoding
 from stmae_data.errors import Busy, ManifestError, SetError, SourceError
 from stmae_data.manifest import load_manifest
+from stmae_data.report import render_report
 from stmae_data.shards import open_set
 from stmae_data.verify import verify
 
@@ -62,6 +64,25 @@ def test_samples_carry_clip_ids_and_labels(clean: tuple[Path, BuildReport]) -> N
     assert (first["annotations"][0]["label_raw"], first["annotations"][0]["label_index"]) == ("air drumming", 0)
     assert first["encode_mode"] == "layered" and first["stored_num_frames"] == 20
     assert all(row["outcome"] == "written" and row["reason"] is None for row in rows)
+
+
+def test_both_sides_of_the_annotations_stand_in_the_report(
+    workspace: Path, kinetics_tree: Path, tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(kinetics_tree, tree)
+    gone, broken = sorted((tree / "train").rglob("*.mp4"))[:2]
+    gone.unlink()
+    broken.write_bytes(b"no video at all")
+    report = build_tiny(workspace, tree)
+    assert report.counts["reasons"] == {"not_media": 1}
+    books = files.read_table(workspace / "sets" / "tiny" / "meta" / "reconciliation.parquet")
+    train = [row for row in books if row["split"] == "train"]
+    assert [sum(row[key] for row in train) for key in ("annotated", "present", "missing")] == [8, 7, 1]
+    page = render_report(workspace, "tiny").read_text()
+    cells = re.search(r"<th scope=\"row\">train</th>((?:<td>[^<]*</td>)+)", page[page.index("Annotated and found") :])
+    assert cells is not None and re.findall(r"<td>([^<]*)</td>", cells[1]) == ["8", "7", "1", "0", "0", "1"]
+    assert "Classes that lost most" in page
 
 
 def test_two_workers_give_the_same_bytes(clean: tuple[Path, BuildReport], workspace: Path, kinetics_tree: Path) -> None:

@@ -85,7 +85,7 @@ def test_both_sides_are_counted(tree: Path, tmp_path: Path) -> None:
 
     def line(split: str, label: str | None, *counts: int) -> dict[str, object]:
         names = ("annotated", "present", "missing", "unannotated")
-        return {"split": split, "label": label, **dict(zip(names, counts, strict=True))}
+        return {"split": split, "label": label, "replaced": 0, **dict(zip(names, counts, strict=True))}
 
     assert listing.reconciliation == [
         line("train", None, 0, 0, 0, 1),
@@ -176,6 +176,7 @@ def test_unlabelled_rows_of_a_table_are_planned(tmp_path: Path) -> None:
         "annotated": 1,
         "present": 1,
         "missing": 0,
+        "replaced": 0,
         "unannotated": 0,
     }
 
@@ -268,6 +269,7 @@ def test_replacements_take_the_place_of_broken_files(tmp_path: Path) -> None:
     listing = rows_for(manifest(tmp_path), roots=[root])
     assert {row.platform_id: row.source_bytes for row in listing.rows} == {A: 4, B: 5}
     assert listing.skipped["replaced"] == 1
+    assert [(line["present"], line["replaced"]) for line in listing.reconciliation] == [(2, 1)]
     assert all(row.problem is None and row.split == "train" for row in listing.rows)
 
 
