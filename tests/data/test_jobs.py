@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +141,41 @@ def test_an_error_of_a_task_on_ray_is_that_of_a_local_one(workspace: Path, kinet
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 74, ended.stderr
     assert "No space left on device" in ended.stderr and "Traceback" not in ended.stderr
+
+
+def ray_workers() -> list[int]:
+    """Processes of Ray that run one of our tasks just now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().startswith(b"ray::_run_one"):
+                found.append(int(path.parent.name))
+    return found
+
+
+@NEEDS_RAY
+@pytest.mark.battery
+def test_two_nodes_and_a_worker_killed_in_the_middle_end_with_the_same_bytes(
+    whole: Path, workspace: Path, kinetics_tree: Path
+) -> None:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+        build = subprocess.Popen(
+            ray_command(workspace, kinetics_tree), env=environment, stderr=subprocess.PIPE, text=True
+        )
+        killed = 0
+        while build.poll() is None:
+            if not killed and (workers := ray_workers()):
+                os.kill(workers[0], signal.SIGKILL)
+                killed += 1
+            time.sleep(0.002)
+        assert build.stderr is not None
+        assert build.returncode == 0, build.stderr.read()
+    finally:
+        cluster.shutdown()
+    assert killed == 1, "the build ended before a worker was seen"
+    assert snapshot(workspace) == snapshot(whole)
