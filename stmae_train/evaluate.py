@@ -276,6 +276,7 @@ def write_results(
     clips: int,
     bytes_read: int,
     cost: Mapping[str, Any] | None = None,
+    lines: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Any]:
     """Write scores, metrics, cost and card of a run; returns the metrics.
 
@@ -288,6 +289,7 @@ def write_results(
         clips: that went through the encoder.
         bytes_read: from shards.
         cost: of a training that came before and knows better.
+        lines: what else the card says.
     """
     metrics = {"schema_version": 1, **scores.metrics(), **facts}
     spent = {
@@ -317,6 +319,7 @@ def write_results(
             ),
             ("Views", f"{facts.get('views')} (temporal x spatial), {sampled}, soft-max summed"),
             ("Metric version", METRIC_VERSION),
+            *lines,
         ],
     )
     return metrics

@@ -28,7 +28,7 @@ from stmae_train.loader import (
     open_sources,
 )
 from stmae_train.optim import parameter_groups
-from stmae_train.runlog import RunFolder, StepRecord, Update, autocast, train_flops
+from stmae_train.runlog import RunFolder, StepRecord, Track, Update, autocast, cost_facts, train_flops
 from stmae_train.schedule import cosine_lr
 from stmae_train.views import mix_clips, perturb_clips, step_seed
 
@@ -47,8 +47,8 @@ class FinetuneRequest:
         recipe: its fine-tuning settings; model and clips too where `init` is random, else those of the weights.
         run_dir: the run folder.
         seed: of the head, order, crops, mixing, drop path.
-        workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, sharding: as
-            in pre-training.
+        workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, track, sharding:
+            as in pre-training.
     """
 
     workspace: Path
@@ -66,6 +66,7 @@ class FinetuneRequest:
     log_every: int | None = None
     device: str | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    track: str | None = None
     sharding: Sharding = "ddp"
 
 
@@ -188,7 +189,9 @@ class _Finetuning:
         if self.run is not None:
             self.run.write_data(self.entries)
         self.model.train()
-        self.loop.go(self._update, rate=self._rate, watch=watch)
+        kind = self.request.track if self.run is not None else None
+        with Track(kind, self.request.run_dir, after=self.loop.step) as track:
+            self.loop.go(self._update, rate=self._rate, watch=track.told_too(watch))
         return self._end()
 
     def _rate(self, step: int) -> float:
@@ -292,4 +295,5 @@ class _Finetuning:
             clips=cost["clips"],
             bytes_read=cost["bytes_read"],
             cost=cost,
+            lines=cost_facts(cost, self.trainee.facts()),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from stmae_train.checkpoint import load_autoencoder, load_weights, weights_path
-from stmae_train.config import ModelConfig
+from stmae_train.config import ModelConfig, Recipe
 from stmae_train.distributed import start_world
 from stmae_train.errors import ModelError
 from stmae_train.evaluate import frame_rule
@@ -26,7 +27,7 @@ from stmae_train.runlog import commit
 from stmae_train.targets import target_frame_index, target_vectors
 from stmae_train.tokens import Grid, patchify, unpatchify
 
-__all__ = ["PictureRequest", "picture", "reconstruct"]
+__all__ = ["PictureRequest", "draw", "picture", "reconstruct", "shown_ratios", "shows_pixels"]
 
 GREY = 0.5  # of hidden patches
 _FRAME_PX = 96  # small clips are shown enlarged, pixel by pixel
@@ -73,32 +74,53 @@ def picture(request: PictureRequest) -> list[Path]:
     weights = load_weights(path)
     device = start_world(request.device).device
     model = load_autoencoder(weights, where=str(path)).to(device).eval()
+    return draw(model, weights.recipe, request)
+
+
+def draw(model: MaskedAutoencoder, recipe: Recipe, request: PictureRequest) -> list[Path]:
+    """The same of a model at hand, on its device; the weights of the request are not read.
+
+    Raises:
+        ModelError: the target is no pixels, or a clip is not in the set.
+    """
+    device = next(model.parameters()).device
     (source,) = open_sources(request.workspace, [request.shards])
     chosen = _chosen(source, request)
     sweep = SweepLoader(
         request.workspace,
         [chosen],
-        rule=frame_rule(weights.recipe.data),
+        rule=frame_rule(recipe.data),
         views=1,
         batch_videos=len(chosen),
         options=ReadOptions(cache_bytes=0 if len(chosen) < len(source) else DEFAULT_CACHE_BYTES),
     )
     (batch,) = sweep.batches()
-    clips = batch.clips(weights.model, device=device)
+    clips = batch.clips(recipe.model, device=device)
     written, captions = [], {}
     for ratio in request.ratios:
-        config = _masking(weights.model, ratio)
+        config = _masking(recipe.model, ratio)
         mask = draw_masks(config, seed=request.seed, sample_numbers=range(len(clips)))
         shown, note = reconstruct(model, clips, mask=mask)
         for number, clip_id in enumerate(batch.clip_ids):
             caption = f"{clip_id}, {ratio:.0%} hidden ({config.mask}): original, masked, reconstruction. {note}"
             name = f"{clip_id}-{round(100 * ratio)}.png"
-            _write_png(request.out / name, _strip([row[number] for row in shown], weights.model), caption)
+            _write_png(request.out / name, _strip([row[number] for row in shown], recipe.model), caption)
             written.append(request.out / name)
             captions[name] = caption
     with commit(request.out / "captions.json") as stream:
         stream.write((json.dumps(captions, indent=2, sort_keys=True) + "\n").encode())
     return written
+
+
+def shows_pixels(model: ModelConfig) -> bool:
+    """Whether what a model predicts can be shown."""
+    return model.target not in ("hog", "pca", "tokens")
+
+
+def shown_ratios(model: ModelConfig) -> tuple[float, ...]:
+    """The ratio a model is trained with and, as the papers show, 90 % and 95 %, as far as a token is left visible."""
+    length = math.prod(model.grid_shape)
+    return tuple(ratio for ratio in sorted({model.mask_ratio, 0.9, 0.95}) if int(length * (1 - ratio)) > 0)
 
 
 def _masking(model: ModelConfig, ratio: float) -> ModelConfig:
@@ -135,7 +157,7 @@ def reconstruct(model: MaskedAutoencoder, clips: Tensor, *, mask: Tensor) -> tup
         ModelError: the model predicts no pixels.
     """
     config = model.config
-    if config.target in ("hog", "pca", "tokens"):
+    if not shows_pixels(config):
         raise ModelError(
             f"A model whose target is '{config.target}' has no pixels to show; use weights with a pixel target."
         )

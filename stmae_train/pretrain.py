@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stmae_train.checkpoint import StepLoop, Trainee, save_tensors, save_weights
-from stmae_train.config import ModelConfig, Recipe
+from stmae_train.checkpoint import StepLoop, Trainee, Weights, load_autoencoder, save_tensors, save_weights
+from stmae_train.config import Recipe
 from stmae_train.convert import start_model
 from stmae_train.distributed import Sharding, World, start_world, stop_world
 from stmae_train.errors import ConfigError
@@ -30,8 +30,8 @@ from stmae_train.loader import (
 from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import parameter_groups
-from stmae_train.pictures import PictureRequest, picture
-from stmae_train.runlog import RunFolder, StepRecord, Update, train_flops, write_card
+from stmae_train.pictures import PictureRequest, draw, shown_ratios, shows_pixels
+from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, train_flops, write_card
 from stmae_train.schedule import learning_rate
 from stmae_train.targets import Teacher, fit_pca, pixel_vectors, read_teacher
 from stmae_train.views import FrameRule
@@ -63,6 +63,8 @@ class PretrainRequest:
         init: weights to start from, of any known layout; from scratch unless given. An encoder alone starts the encoder.
         prefetch: videos that each worker may have decoded ahead; bounds memory, changes speed alone.
         pictures: clips of the first set whose reconstructions are left in `pictures/` at the end.
+        pictures_every: steps between such pictures while it trains, in `pictures/step-…`; none unless given.
+        track: "tensorboard" shows records and pictures there too, under the run folder.
         sharding: with several processes, "ddp" or "fsdp"; a run may be resumed with either.
     """
 
@@ -83,6 +85,8 @@ class PretrainRequest:
     init: str | None = None
     prefetch: int = 4
     pictures: int = 8
+    pictures_every: int | None = None
+    track: str | None = None
     sharding: Sharding = "ddp"
 
 
@@ -237,6 +241,7 @@ class _Training:
             flops_per_clip=train_flops(recipe.model),
             log_every=request.log_every,
             checkpoint_every=request.checkpoint_every,
+            after_step=self._show_progress,
         )
         if request.resume:
             self.loop.resume(request.run_dir, accept_new_data=request.accept_new_data)
@@ -277,16 +282,17 @@ class _Training:
 
     def go(self, watch: Callable[[StepRecord], None] | None) -> RunResult:
         """Train to the end and write what the run leaves."""
+        kind = None
         if self.run is not None:
             self.run.write_data(self.entries)
-        record = self.loop.go(self._update, rate=self._rate, watch=watch)
-        return self._end(record)
+            kind = self.request.track
+        with Track(kind, self.request.run_dir, after=self.loop.step) as self.track:
+            record = self.loop.go(self._update, rate=self._rate, watch=self.track.told_too(watch))
+            return self._end(record)
 
     def _rate(self, step: int) -> float:
-        clips = self.loader.clips_per_step
-        return learning_rate(
-            self.recipe.optim, clips=step * clips, repeats=self.loader.repeats, total_clips=self.steps * clips
-        )
+        clips, repeats = self.loader.clips_per_step, self.loader.repeats
+        return learning_rate(self.recipe.optim, clips=step * clips, repeats=repeats, total_clips=self.steps * clips)
 
     def _update(self, step: int, parts: Sequence[Batch]) -> Update:
         """Forward and backward for every micro-batch, then one guarded step."""
@@ -339,7 +345,8 @@ class _Training:
             self.run.facts["execution"] = self.trainee.facts()
             self.run.write_json("cost.json", cost)
             self.run.write_json("skipped.json", self.loader.reader.skipped)
-            self._show(result.weights)
+            if self.request.pictures and shows_pixels(self.recipe.model):
+                self._show(tensors, step=self.steps)
             write_card(
                 self.run.path / "CARD.md",
                 title=f"{self.run.path.name}: {self.recipe.model.lineage} {self.recipe.model.size}, pre-trained",
@@ -348,42 +355,45 @@ class _Training:
                 facts=[
                     (
                         "Clips seen",
-                        f"{cost['clips']:,} in {cost['steps']:,} steps, {cost['epochs']:g} epochs of the videos",
+                        f"{cost['clips']:,} in {cost['steps']:,} steps, {cost['epochs']:g} epochs of videos",
                     ),
                     ("Last loss", "none" if result.loss is None else f"{result.loss:.4f}"),
                     ("Skipped steps", str(len(self.loop.guard.skipped))),
                     ("Skipped clips", str(len(result.skipped_clips))),
+                    *cost_facts(cost, self.trainee.facts()),
                     ("Load", "`stmae_train.checkpoint.load_weights(Path('weights.safetensors'))`"),
                 ],
             )
         self.world.wait()
         return result
 
-    def _show(self, weights: Path) -> None:
-        """Leave pictures of fixed clips at the ratio the model was trained with and, as the papers show them, at 90 % and 95 %."""
-        request, model = self.request, self.recipe.model
-        if not request.pictures or model.target in ("hog", "pca", "tokens"):
+    def _show_progress(self, step: int) -> None:
+        """Pictures of the same clips every so many steps; the weights are put together by all processes and drawn by one."""
+        every = self.request.pictures_every
+        if every is None or step % every or step == self.steps or not shows_pixels(self.recipe.model):
             return
+        tensors = self.trainee.tensors()
+        if self.run is not None:
+            self._show(tensors, step=step)
+
+    def _show(self, tensors: dict[str, Tensor], *, step: int) -> None:
+        """Leave pictures of fixed clips at the ratio the model was trained with and, as the papers show them, at 90 % and 95 %."""
+        # A model of its own: the one in training may be sharded or compiled.
+        model = load_autoencoder(Weights(tensors, self.recipe, {}), where="the run").to(self.world.device).eval()
+        request, folder = self.request, self.request.run_dir / "pictures"
         reference, _, _ = request.shards[0].partition("@")
-        picture(
-            PictureRequest(
-                request.workspace,
-                str(weights),
-                reference,
-                request.run_dir / "pictures",
-                count=request.pictures,
-                ratios=tuple(ratio for ratio in sorted({model.mask_ratio, 0.9, 0.95}) if _keeps_any(model, ratio)),
-                seed=request.seed,
-                device=str(self.world.device),
-            )
+        wanted = PictureRequest(
+            request.workspace,
+            str(request.run_dir),
+            reference,
+            folder if step == self.steps else folder / f"step-{step:09d}",
+            count=request.pictures or 8,
+            ratios=shown_ratios(self.recipe.model),
+            seed=request.seed,
         )
+        self.track.add_pictures(draw(model, self.recipe, wanted), step=step)
 
 
 def _first(source: ClipSource, count: int) -> ClipSource:
     """The first clips of a source in stored order, which is a fair draw (every prefix of a set is)."""
     return replace(source, rows=source.rows[:count])
-
-
-def _keeps_any(model: ModelConfig, ratio: float) -> bool:
-    """Whether a random mask of this ratio leaves a token visible."""
-    return int(math.prod(model.grid_shape) * (1 - ratio)) > 0

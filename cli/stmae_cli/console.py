@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import functools
 import json
+import os
 import signal
 import sys
 import time
@@ -24,6 +25,7 @@ __all__ = [
     "expand_lists",
     "facts",
     "fill_optional",
+    "is_main_process",
     "journal",
     "make_app",
     "print_json",
@@ -240,6 +242,11 @@ def progress() -> Iterator[Progress]:
         shown.close()
 
 
+def is_main_process() -> bool:
+    """Whether this process speaks for the command: the only one, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def journal(workspace: Path, name: str, arguments: Mapping[str, Any]) -> Iterator[None]:
     """Record a command that changes a workspace as one line of its `journal.jsonl`, whatever its end."""
@@ -253,7 +260,7 @@ def journal(workspace: Path, name: str, arguments: Mapping[str, Any]) -> Iterato
         code = int(getattr(error, "exit_code", 1))
         raise
     finally:
-        if workspace.is_dir():
+        if workspace.is_dir() and is_main_process():
             files.append_line(
                 workspace / "journal.jsonl",
                 {

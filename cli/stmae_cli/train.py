@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from stmae_cli import console
+from stmae_cli import console, scale
 from stmae_cli.console import JsonFlag, WorkspaceOption
 from stmae_cli.study import study_app
 from stmae_cli.weights import add_weights_commands
@@ -41,9 +41,6 @@ EvalOption = Annotated[str, typer.Option(help="SET:SPLIT to test on.")]
 TrainShards = Annotated[list[str], typer.Option(help="Labelled sets: SET[:SPLIT][/SELECTION][@WEIGHT].")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one unless given.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run that stands there.")]
-FsdpOption = Annotated[
-    bool, typer.Option("--fsdp", help="Under torchrun: every process keeps a part of each parameter (FSDP2), not all.")
-]
 OutOption = Annotated[str | None, typer.Option("--out", help="Name of the run, under runs/ of the workspace.")]
 
 
@@ -118,7 +115,13 @@ def pretrain(
     init: Annotated[
         str | None, typer.Option(help="Weights to start from, of any known layout; from scratch unless given.")
     ] = None,
-    fsdp: FsdpOption = False,
+    fsdp: scale.FsdpOption = False,
+    track: scale.TrackOption = None,
+    pictures_every: scale.PicturesOption = None,
+    slurm: scale.SlurmFlag = False,
+    nodes: scale.NodesOption = 1,
+    gpus: scale.GpusOption = 8,
+    time: scale.TimeOption = "24:00:00",
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
@@ -130,6 +133,10 @@ def pretrain(
     from stmae_train.pretrain import pretrain as run
 
     wanted = _recipe(recipe, changes)
+    run_dir = _run_dir(workspace, out, wanted.name, *shards, f"s{seed}")
+    if slurm:
+        scale.print_script(wanted, run_dir.name, nodes=nodes, gpus=gpus, time=time)
+        return
     if epochs is not None or steps is not None:
         if clips is not None:
             raise typer.BadParameter("the length is given once: --clips, --epochs or --steps")
@@ -138,7 +145,7 @@ def pretrain(
         workspace=workspace,
         shards=tuple(shards),
         recipe=wanted,
-        run_dir=_run_dir(workspace, out, wanted.name, *shards, f"s{seed}"),
+        run_dir=run_dir,
         seed=seed,
         clips=clips,
         workers=workers,
@@ -150,9 +157,13 @@ def pretrain(
         device=device,
         init=None if init is None else _init(workspace, init),
         sharding="fsdp" if fsdp else "ddp",
+        track=track,
+        pictures_every=pictures_every,
     )
     with console.journal(workspace, "stmae-train pretrain", {"shards": shards, "recipe": wanted.name}):
         result = run(request, watch=lambda record: console.say(str(record)))
+    if not console.is_main_process():
+        return
     if is_json:
         console.print_json(
             {
@@ -220,7 +231,8 @@ def finetune(
     workers: WorkersOption = 0,
     resume: ResumeOption = False,
     device: DeviceOption = None,
-    fsdp: FsdpOption = False,
+    fsdp: scale.FsdpOption = False,
+    track: scale.TrackOption = None,
     out: OutOption = None,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
@@ -244,6 +256,7 @@ def finetune(
         resume=resume,
         device=device,
         sharding="fsdp" if fsdp else "ddp",
+        track=track,
     )
     with console.journal(workspace, "stmae-train finetune", {"init": init}):
         metrics = run(request, watch=lambda record: console.say(str(record)))
@@ -251,6 +264,8 @@ def finetune(
 
 
 def _show_metrics(metrics: dict[str, Any], run_dir: Path, *, is_json: bool) -> None:
+    if not console.is_main_process():
+        return
     if is_json:
         console.print_json(metrics)
     console.facts(
@@ -392,7 +407,7 @@ def report(
 
 def main() -> None:
     """Entry point of `stmae-train`."""
-    lists = ("--shards", "--set", "--only", "--clip", "--ratio", "--size", "--dtype")
+    lists = ("--shards", "--set", "--only", "--clip", "--ratio", "--size", "--dtype", "--per-video", "--repeats")
     app(console.expand_lists(sys.argv[1:], options=lists, needs_position=("study",)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from stmae_train.distributed.blocks import blocks_of
 
 __all__ = ["Sharding", "World", "start_world", "stop_world"]
+
+LOGGER = logging.getLogger("stmae.train")
 
 Sharding = Literal["ddp", "fsdp"]
 
@@ -110,8 +113,34 @@ def start_world(device: str | None = None) -> World:
         )
         torch.cuda.set_device(chosen)
     if size > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        _join("nccl" if chosen.type == "cuda" else "gloo", rank, size)
     return World(rank, size, chosen)
+
+
+def _join(backend: str, rank: int, size: int) -> None:
+    """Join the group that torchrun describes.
+
+    torchrun keeps one store over all its restarts, with the addresses of processes that are gone: whoever reads them first waits for the
+    dead. On one machine a restart therefore has keys of its own. Several machines count their restarts apart and cannot do that; there the
+    store must not be shared, which a warning says where it is.
+    """
+    restarts, is_shared = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), "TORCHELASTIC_USE_AGENT_STORE"
+    if os.environ.get(is_shared) != "True" or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        torch.distributed.init_process_group(backend)
+        return
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        LOGGER.warning(
+            "torchrun shares one store between restarts, in which a restart may meet processes that are gone; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun (the script of --slurm does)."
+        )
+        torch.distributed.init_process_group(backend)
+        return
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, *_ = next(rendezvous("env://"))
+    keys = PrefixStore(f"start-{restarts}", store)
+    torch.distributed.init_process_group(backend, store=keys, rank=rank, world_size=size)
 
 
 def stop_world(world: World) -> None:

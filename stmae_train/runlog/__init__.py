@@ -3,12 +3,22 @@
 from stmae_train.runlog.costs import Flops, forward_flops, train_flops
 from stmae_train.runlog.folder import RunFolder, commit, runs_status
 from stmae_train.runlog.meter import Meter, StepRecord, StopSignals, Stopwatch, peak_memory_bytes
-from stmae_train.runlog.pages import SCORE_COLUMNS, data_entry, foreign_entry, write_card, write_scores, write_vectors
+from stmae_train.runlog.pages import (
+    SCORE_COLUMNS,
+    cost_facts,
+    data_entry,
+    foreign_entry,
+    write_card,
+    write_scores,
+    write_vectors,
+)
 from stmae_train.runlog.scaling import LossScale
+from stmae_train.runlog.track import TRACKERS, Track
 from stmae_train.runlog.updates import Guard, Update, autocast, backward, peak_flops, update_weights
 
 __all__ = [
     "SCORE_COLUMNS",
+    "TRACKERS",
     "Flops",
     "Guard",
     "LossScale",
@@ -17,10 +27,12 @@ __all__ = [
     "StepRecord",
     "StopSignals",
     "Stopwatch",
+    "Track",
     "Update",
     "autocast",
     "backward",
     "commit",
+    "cost_facts",
     "data_entry",
     "foreign_entry",
     "forward_flops",

@@ -10,7 +10,7 @@ from typing import Any
 from stmae_data import files
 from stmae_train.config import Recipe
 
-__all__ = ["SCORE_COLUMNS", "data_entry", "foreign_entry", "write_card", "write_scores", "write_vectors"]
+__all__ = ["SCORE_COLUMNS", "cost_facts", "data_entry", "foreign_entry", "write_card", "write_scores", "write_vectors"]
 
 SCORE_COLUMNS = {
     "clip_id": "VARCHAR",
@@ -125,6 +125,18 @@ def foreign_entry(
         "clips_drawn": clips_drawn,
         "repeats_per_video": None if clips_drawn is None else round(clips_drawn / max(clips, 1), 3),
     }
+
+
+def cost_facts(cost: Mapping[str, Any], execution: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a run cost and how it was trained, as lines of a card: `cost.json` and the `execution` of `run.json`."""
+    ways = [f"{execution['processes']} x {execution['precision']}"]
+    ways += [str(execution["sharding"])] if execution["sharding"] else []
+    ways += ["compiled blocks"] if execution["compiled"] else []
+    ways += ["recomputed activations"] if execution["recompute_activations"] else []
+    ways += [f"running mean of the weights at {execution['ema_decay']:g}"] if execution["ema_decay"] else []
+    spent = f"{cost['seconds']:,.0f} s; processor {cost['cpu_seconds']:,.0f} s, GPU {cost['gpu_seconds']:,.0f} s"
+    spent += f"; {cost['bytes_read']:,} bytes read, {cost['memory_bytes'] / 2**30:.2f} GiB at the peak of a process"
+    return [("Cost", spent), ("Trained", ", ".join(ways))]
 
 
 def write_card(

@@ -131,3 +131,47 @@ def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_fr
     assert (execution["processes"], execution["sharding"]) == (2, "fsdp")
     cost = json.loads((tmp_path / "ddp" / "cost.json").read_text())
     assert cost["clips"] == 80 and cost["cpu_seconds"] > 0
+
+
+# Rank 1 of the first start is killed in the middle of a step; the launcher starts both anew.
+ELASTIC = """
+import os, sys, torch
+from pathlib import Path
+from stmae_train.config import read_recipe
+from stmae_train.loader import Batch
+from stmae_train.pretrain import PretrainRequest, pretrain
+torch.set_num_threads(1)
+workspace, recipe, folder = map(Path, sys.argv[1:])
+honest = Batch.clips
+def clips(self, *arguments, **options):
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1" and int(self.numbers[0]) // 8 == 5:
+        os.kill(os.getpid(), 9)
+    return honest(self, *arguments, **options)
+Batch.clips = clips
+pretrain(PretrainRequest(workspace, ("tiny",), read_recipe(recipe), folder, resume=True, log_every=1, checkpoint_every=2,
+                         device="cpu", pictures=0))
+"""
+
+
+@pytest.mark.battery
+def test_torchrun_restarts_a_killed_process_and_the_run_ends_to_the_bit_as_if_nothing_had_happened(
+    small_world: Path, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    (tmp_path / "recipe.toml").write_text(to_toml(small_recipe))
+    (tmp_path / "train.py").write_text(ELASTIC)
+    run_in_two(small_world, tmp_path / "recipe.toml", [(tmp_path / "straight", "ddp", 0)])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=2", "--max-restarts=1"]
+    launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--monitor-interval=0.1"]
+    launch += [str(tmp_path / "train.py")]
+    ended = subprocess.run(
+        [*launch, str(small_world), str(tmp_path / "recipe.toml"), str(tmp_path / "killed")],
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert losses(tmp_path / "killed") == losses(tmp_path / "straight")
+    last = "checkpoints/step-000000010/optimizer.safetensors"
+    for file in ("weights.safetensors", last):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()

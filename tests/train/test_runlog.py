@@ -6,15 +6,21 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from stmae_data.errors import StorageError
 from stmae_train.config import Recipe, override
 from stmae_train.errors import ConfigError, RunBusy, RunInterrupted
+from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.recipes import recipe
-from stmae_train.runlog import RunFolder, StepRecord, StopSignals, runs_status, train_flops
+from stmae_train.runlog import RunFolder, StepRecord, StopSignals, Track, runs_status, train_flops
 
 
 def open_run(path: Path, recipe: Recipe, *, resume: bool = False, **settings: object) -> RunFolder:
@@ -99,3 +105,74 @@ def test_signals_are_noticed_once_and_handlers_put_back() -> None:
 @pytest.mark.parametrize(("name", "teraflops"), [("mae-st-b16", 0.273), ("mae-st-l16", 0.485)])
 def test_the_work_of_a_step_is_that_of_the_published_sizes(name: str, teraflops: float) -> None:
     assert train_flops(recipe(name).model) / 1e12 == pytest.approx(teraflops, rel=0.06)  # PERFORMANCE.md, "Limits"
+
+
+class FakeWriter:
+    """What torch.utils.tensorboard gives, without the package."""
+
+    made: ClassVar[list[FakeWriter]] = []
+
+    def __init__(self, *, log_dir: str, purge_step: int) -> None:
+        self.log_dir, self.purge_step, self.is_closed = log_dir, purge_step, False
+        self.scalars: dict[str, list[tuple[int, float]]] = {}
+        self.pictures: list[tuple[str, int, tuple[int, ...]]] = []
+        self.made.append(self)
+
+    def add_scalar(self, name: str, value: float, *, global_step: int) -> None:
+        self.scalars.setdefault(name, []).append((global_step, value))
+
+    def add_image(self, name: str, pixels: np.ndarray, *, global_step: int, dataformats: str) -> None:
+        assert dataformats == "HWC"
+        self.pictures.append((name, global_step, pixels.shape))
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_a_tracker_shows_the_records_of_the_log_and_pictures_on_the_way_and_changes_nothing(
+    small_world: Path, small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = ModuleType("torch.utils.tensorboard")
+    fake.SummaryWriter = FakeWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", fake)
+    monkeypatch.setattr(FakeWriter, "made", [])
+    plain = PretrainRequest(
+        small_world, ("tiny",), small_recipe, tmp_path / "plain", log_every=2, device="cpu", pictures=0
+    )
+    watched = replace(plain, run_dir=tmp_path / "watched", track="tensorboard", pictures_every=4, pictures=2)
+    assert pretrain(watched).weights.read_bytes() == pretrain(plain).weights.read_bytes()
+    (writer,) = FakeWriter.made
+    log = [json.loads(line) for line in (watched.run_dir / "log.jsonl").read_text().splitlines()]
+    assert writer.scalars["train/loss"] == [(each["step"], each["loss"]) for each in log]
+    assert set(writer.scalars) == {
+        f"train/{name}" for name in ("loss", "lr", "grad_norm", "clips_per_second", "wait_share", "memory_bytes")
+    }  # no mfu: nobody knows what this processor could do
+    assert writer.is_closed and Path(writer.log_dir) == watched.run_dir / "tensorboard" and writer.purge_step == 1
+    assert sorted({step for _, step, _ in writer.pictures}) == [4, 8, 10]
+    for step in (4, 8):
+        names = sorted(path.name for path in (watched.run_dir / f"pictures/step-{step:09d}").glob("*-75.png"))
+        assert names == ["tinytrain0000-75.png", "tinytrain0001-75.png"]
+    card = (watched.run_dir / "CARD.md").read_text()
+    assert "bytes read" in card and "processor" in card and "1 x fp32" in card
+    again = pretrain(replace(watched, run_dir=tmp_path / "none", track=None, pictures_every=None))
+    assert len(FakeWriter.made) == 1 and not (again.run_dir / "tensorboard").exists()
+
+
+def test_a_tracker_that_is_not_installed_or_not_known_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"needs the package tensorboard.*pip install 'stmae\[track\]'"):
+        Track("tensorboard", tmp_path, after=0)
+    with pytest.raises(ConfigError, match="no tracker 'wandb'; choose one of tensorboard"):
+        Track("wandb", tmp_path, after=0)
+
+
+def test_tensorboard_itself_reads_what_was_shown(tmp_path: Path) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with Track("tensorboard", tmp_path, after=0) as track:
+        for step in (1, 2):
+            track.add(record(step))
+    events = reading.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(each.step, each.value) for each in events.Scalars("train/loss")] == [(1, 0.5), (2, 0.5)]
