@@ -63,6 +63,7 @@ head_node=${{hosts%%$'\\n'*}}
 port=$((20000 + SLURM_JOB_ID % 20000))
 is_stopped=0
 trap 'is_stopped=1; kill -TERM "$step" 2>/dev/null || true' TERM
+# shellcheck disable=SC2016  # what was typed is passed on as it is
 srun --kill-on-bad-exit=1 torchrun \\
   --nnodes={nodes} --nproc-per-node={gpus} --max-restarts=3 \\
   --rdzv-id="$SLURM_JOB_ID" --rdzv-backend=c10d --rdzv-endpoint="$head_node:$port" \\
