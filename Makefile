@@ -1,6 +1,8 @@
 # A newcomer needs Python >= 3.11, gcc, make and git; everything else is installed into .venv (about 6 GB, most of it torch).
 PYTHON ?= python3
 BIN := .venv/bin
+# Real videos to time decoding on.
+REAL ?= $(wildcard $(foreach name,carphone_pristine dj_video1 dj_video4 nasa_13013 pool_full testcard_long,../shared/real/neardup/$(name).mp4))
 INSTALLED := .venv/.installed
 
 .PHONY: setup demo study test check bench battery clean
@@ -44,6 +46,7 @@ check: setup  ## style and types
 
 bench: setup  ## the benchmarks, a JSON line each
 	for bench in tests/bench/bench_*.py; do echo "$$bench"; $(BIN)/python "$$bench" || exit 1; done
+	$(if $(REAL),$(BIN)/stmae-train bench decode $(REAL) --json,@echo "bench decode: no videos; name some, as in make bench REAL='a.mp4 b.mp4'")
 
 battery: setup  ## the long tests: kill storms, fuzz, hostile input
 	$(BIN)/python -m pytest -m battery

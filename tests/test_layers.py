@@ -33,6 +33,7 @@ DOORS = {
     "checkpoint": {"files"},
     "runlog": {"files"},
     "convert": {"limits"},
+    "bench": {"encode", "frames", "limits", "media", "records"},
     "study": {"catalog", "dedup", "select", "records"},
 }
 

@@ -1,4 +1,4 @@
-"""`stmae-train convert`, `inspect` and `bench`: weights of other codebases in, ours out, what a file holds, how fast a step is."""
+"""`stmae-train convert` and `inspect`: weights of other codebases in, ours out, what a file holds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from stmae_cli import console
+from stmae_cli.bench import bench_app
 from stmae_cli.console import JsonFlag, WorkspaceOption
 
 if TYPE_CHECKING:
@@ -15,14 +16,6 @@ if TYPE_CHECKING:
 __all__ = ["add_weights_commands", "cost_lines"]
 
 HERE = Path()
-
-bench_app = console.make_app("Benchmarks: one JSON document each.")
-
-
-@bench_app.callback()
-def bench() -> None:
-    """Time parts of training against the libraries people use."""
-
 
 FileArgument = Annotated[
     str,
@@ -147,38 +140,3 @@ def inspect(
     shown = {**found, "trained_on": found["trained_on"] or "the file does not say"}
     shown["notes"] = {str(number): note for number, note in enumerate(found["notes"], start=1)}
     console.facts(f"Weights of {found['file']}", shown)
-
-
-@console.command(bench_app, "step")
-def bench_step(
-    size: Annotated[list[str] | None, typer.Option(help="112, 224 or tiny; 112 and 224 unless given.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="fp32 or bf16; both unless given.")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed rounds.")] = 7,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    is_json: JsonFlag = False,
-) -> None:
-    """Time a pre-training step: ours, transformers' VideoMAE in both its ways to attend, and ours with an encoder of all tokens.
-
-    Example: stmae-train bench step --size 112 --dtype fp32 --json
-    """
-    from stmae_train.bench import StepBench
-    from stmae_train.bench import bench_step as run
-
-    wanted = StepBench(tuple(size or ("112", "224")), tuple(dtype or ("fp32", "bf16")), rounds, threads, device)
-    with console.progress() as progress:
-        found = run(wanted, watch=progress)
-    if is_json:
-        console.print_json(found)
-        return
-    rows = [
-        [
-            cell["size"],
-            cell["dtype"],
-            cell["ours"],
-            ", ".join(f"{name} {'absent' if value is None else value}" for name, value in cell["peers"].items()),
-            cell["ratio_to_best_peer"],
-        ]
-        for cell in found["cells"]
-    ]
-    console.table("Milliseconds per step", ["clips", "dtype", "ours", "peers", "best peer / ours"], rows)

@@ -7,10 +7,7 @@ anything is timed the predictions of all variants are compared: a step that comp
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -22,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stmae_train.bench.machine import machine, versions
 from stmae_train.checkpoint import Weights
 from stmae_train.config import ModelConfig
 from stmae_train.convert import write_weights
@@ -101,7 +99,12 @@ def bench_step(wanted: StepBench, *, watch: Callable[[str, int, int], None] | No
         ]
     finally:
         torch.set_num_threads(before)
-    return {"machine": _machine(wanted), "versions": _versions(), "settings": _settings(wanted), "cells": cells}
+    return {
+        "machine": machine(threads=wanted.threads, device=wanted.device),
+        "versions": versions("torch", "transformers"),
+        "settings": _settings(wanted),
+        "cells": cells,
+    }
 
 
 def _cells(
@@ -260,35 +263,6 @@ def _timed(
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _machine(wanted: StepBench) -> dict[str, Any]:
-    return {
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(each, 2) for each in os.getloadavg()],
-        "threads": wanted.threads,
-        "device": torch.cuda.get_device_name() if wanted.device.startswith("cuda") else "cpu",
-    }
-
-
-def _processor() -> str:
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _versions() -> dict[str, str | None]:
-    from stmae_train import __version__
-
-    found: dict[str, str | None] = {"stmae": __version__, "python": platform.python_version()}
-    for name in ("torch", "transformers"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def _settings(wanted: StepBench) -> dict[str, Any]:

@@ -83,9 +83,10 @@ class TrainLoader:
 
     def batches(self, start_step: int, stop_step: int) -> Generator[Batch]:
         """This process's batches of steps [start_step, stop_step): `accumulate` per step."""
-        return self.reader.batches(lambda: self._plans(start_step, stop_step), self.crop, seed=self.seed)
+        return self.reader.batches(lambda: self.plans(start_step, stop_step), self.crop, seed=self.seed)
 
-    def _plans(self, start_step: int, stop_step: int) -> Iterator[BatchPlan]:
+    def plans(self, start_step: int, stop_step: int) -> Iterator[BatchPlan]:
+        """What this process's batches of steps [start_step, stop_step) will hold."""
         share = self.batch_videos // (self.accumulate * self.world_size)
         for step in range(start_step, stop_step):
             for part in range(self.accumulate):

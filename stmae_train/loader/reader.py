@@ -60,7 +60,7 @@ class Reader:
     ) -> Generator[Batch]:
         """A batch per plan; the plans are walked twice, a few jobs ahead of the batches for the workers."""
         is_direct = any(cache is None for cache in self.caches)
-        jobs = (job for plan in plans() for job in self._jobs(plan)) if is_direct else iter(())
+        jobs = (job for plan in plans() for job in self.jobs(plan)) if is_direct else iter(())
         workers = self.options.workers if is_direct else 0
         answers = decode_in_order(self.sources, jobs, workers=workers, prefetch=self.options.prefetch, spent=self.spent)
         try:
@@ -69,7 +69,8 @@ class Reader:
         finally:
             answers.close()
 
-    def _jobs(self, plan: BatchPlan) -> Iterator[Job]:
+    def jobs(self, plan: BatchPlan) -> Iterator[Job]:
+        """What a plan asks the decoder for."""
         for number, position, frames in zip(plan.sets, plan.positions, plan.frames, strict=True):
             if self.caches[number] is None:
                 yield Job(int(number), int(self.sources[number].rows[position]), frames)

@@ -119,7 +119,7 @@ def test_frames_are_read_the_general_way_whatever_their_json_says(tmp_path: Path
     (batch,) = reading.batches(0, 1)
     source = reading.sources[0]
     row = list(source.index.clip_ids).index(batch.clip_ids[0])
-    (plan,) = reading._plans(0, 1)
+    (plan,) = reading.plans(0, 1)
     wanted = read_clips(source.media(row), plan.frames[0].tolist(), layout="original")
     found = batch.planes[0, :, : 48 * 48].reshape(4, 48, 48)
     assert torch.equal(found, torch.from_numpy(wanted.y[wanted.rows(plan.frames[0, 0].tolist())]))
