@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import itertools
 import json
 import os
 import resource
@@ -72,7 +73,7 @@ def die_with_parent() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _confine(limits: Limits, inherited_bytes: int = 0) -> None:
+def _confine(limits: Limits, inherited_bytes: int = 0, open_files: int | None = None) -> None:
     """In the child, before anything big: own session, limits, no new privileges, no network."""
     os.setsid()
     die_with_parent()
@@ -81,9 +82,10 @@ def _confine(limits: Limits, inherited_bytes: int = 0) -> None:
         _LIBC.unshare(_CLONE_NEWUSER | _CLONE_NEWNET)  # refused on some hosts; has_network_sandbox() tells the report
     cpu = int(limits.cpu_seconds + 0.999)
     address_space = limits.address_space_bytes + inherited_bytes
+    open_files = min(open_files or limits.open_files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     for what, soft, hard in (
         (resource.RLIMIT_FSIZE, limits.file_bytes, limits.file_bytes),
-        (resource.RLIMIT_NOFILE, limits.open_files, limits.open_files),
+        (resource.RLIMIT_NOFILE, open_files, open_files),
         (resource.RLIMIT_CORE, 0, 0),
         (resource.RLIMIT_CPU, cpu, cpu + 2),
         (resource.RLIMIT_AS, address_space, address_space),
@@ -95,6 +97,15 @@ def _mapped_bytes() -> int:
     """What a forked child inherits as address space: its limit is counted on top of that."""
     with open("/proc/self/statm", "rb") as stream:  # noqa: PTH123 - runs between fork and work, keep it plain
         return int(stream.read().split()[0]) * resource.getpagesize()
+
+
+def _room_for(open_files: int) -> int:
+    """The limit under which a forked child can open so many files beside those that it inherits."""
+    taken = {int(each.name) for each in Path("/proc/self/fd").iterdir()}
+    return (
+        next(itertools.islice((number for number in itertools.count() if number not in taken), open_files - 1, None))
+        + 1
+    )
 
 
 @functools.cache
@@ -200,7 +211,7 @@ def call(function: Callable[..., Any], *arguments: Any, limits: Limits) -> Finis
 def _child(function: Callable[..., Any], arguments: tuple[Any, ...], writing: int, limits: Limits) -> NoReturn:
     code = 0
     try:
-        _confine(limits, _mapped_bytes())
+        _confine(limits, _mapped_bytes(), _room_for(limits.open_files))
         text = json.dumps(function(*arguments), allow_nan=False)
     except BaseException as error:  # everything a child can raise is told to the parent, nothing is swallowed
         text, code = f"{type(error).__name__}: {error}", 3

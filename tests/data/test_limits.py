@@ -85,6 +85,18 @@ def test_grandchildren_die_with_their_group(tmp_path: Path) -> None:
     pytest.fail("the grandchild outlived its group")
 
 
+def test_a_called_function_may_open_files_however_many_its_parent_has_open(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("x")
+    held = [os.open(tmp_path / "x", os.O_RDONLY) for _ in range(100)]
+    try:
+        assert call(lambda: (tmp_path / "x").read_text(), limits=Limits()).value == "x"
+        ended = call(lambda: [os.open(tmp_path / "x", os.O_RDONLY) for _ in range(200)], limits=Limits())
+        assert ended.kind == "error" and "Too many open files" in ended.errors
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
 def test_a_called_function_gives_back_its_value_or_its_error() -> None:
     assert call(lambda x: {"double": 2 * x}, 21, limits=Limits()).value == {"double": 42}
     ended = call(lambda: 1 / 0, limits=Limits())
