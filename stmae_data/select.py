@@ -123,7 +123,7 @@ def make_selection(
             "like": None if like is None else str(like),
         },
         "parents": [{"name": each.name, "version": each.version, "digest": each.digest} for each in sets.values()],
-        "synonyms": _synonyms(sets[hashtags_of]) if hashtags_of is not None else None,
+        "synonyms": (_synonyms(sets[hashtags_of]) or None) if hashtags_of is not None else None,
         "selections": {
             ref.selection: files.read_json(workspace / "selections" / f"{ref.selection}.json")["digest"]
             for ref in (source, minus, like)

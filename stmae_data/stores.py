@@ -7,7 +7,6 @@ Reached through fsspec: `s3://bucket/sets`, `gs://…`, `memory://…`; credenti
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import socket
@@ -18,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from stmae_data import files
-from stmae_data.errors import Busy, StorageError, UsageError
+from stmae_data.errors import Busy, StmaeDataError, StorageError, UsageError
 
 __all__ = ["Store"]
 
@@ -45,6 +44,8 @@ class Store:
             raise UsageError(
                 f"{parts.scheme or url!r} is no address of a store; wanted a URL without credentials, as in s3://bucket/sets."
             )
+        if parts.scheme in ("file", "local"):
+            raise UsageError(f"{url} is a folder of this machine; name its workspace with -w and leave --store out.")
         try:
             filesystem, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
@@ -123,7 +124,7 @@ class Store:
             StorageError: the store does not answer.
         """
         path = f"{self.root}/{name}"
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "user": getpass.getuser()}
+        owner = {"host": socket.gethostname(), "pid": os.getpid()}
         with self._told("write"):
             try:
                 self.filesystem.pipe_file(path, json.dumps(owner).encode(), mode="create")
@@ -144,7 +145,9 @@ class Store:
         """Turn what a store's library raises into one sentence."""
         try:
             yield
-        except (OSError, ValueError) as error:
+        except StmaeDataError:
+            raise
+        except Exception as error:  # the libraries behind fsspec have trees of errors of their own: no credentials, no bucket, no answer
             said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise StorageError(
                 f"Cannot {verb} {self.url}: {said}. Nothing is lost; run the same command again."

@@ -167,12 +167,27 @@ def test_killed_anywhere_the_same_objects_come_to_stand(
         ("sets", "no address of a store"),
         ("s3://me:secret@bucket/sets", "without credentials"),
         ("nonsense://bucket/sets", "cannot be reached"),
+        ("file:///srv/sets", "is a folder of this machine"),
     ],
 )
 def test_what_is_no_store_is_refused(url: str, said: str, workspace: Path, kinetics_tree: Path) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         build_tiny(workspace, kinetics_tree, store=url)
     assert "secret" not in str(caught.value)
+
+
+def test_a_store_without_credentials_or_bucket_ends_in_one_sentence(
+    s3_server: str, workspace: Path, kinetics_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3_bucket(s3_server, "some-bucket", monkeypatch)
+    with pytest.raises(StorageError, match="Cannot write s3://no-such-bucket/sets/tiny: "):
+        build_tiny(workspace, kinetics_tree, store="s3://no-such-bucket/sets")
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(key)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    __import__("s3fs").S3FileSystem.clear_instance_cache()
+    with pytest.raises(StorageError, match="Unable to locate credentials"):
+        build_tiny(workspace, kinetics_tree, store="s3://some-bucket/sets")
 
 
 def test_a_store_that_does_not_answer_ends_in_one_sentence(
