@@ -138,6 +138,13 @@ def _seconds_left(pid: int, limits: Limits, started: float) -> float:
     return limits.wall_seconds + min(waited, 9 * limits.wall_seconds) - (time.monotonic() - started)
 
 
+def _wait_for(descriptor: int, seconds: float) -> bool:
+    """Whether a descriptor became readable (or its process ended) within the time; `poll` takes any number, `select` those below 1024."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(max(seconds, 0) * 1000))
+
+
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
@@ -171,11 +178,16 @@ def run(
         )
         is_late, started = False, time.monotonic()
         try:
-            while child.poll() is None and not is_late:
-                left = _seconds_left(child.pid, limits, started)
-                is_late = left <= 0
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(timeout=max(left, 0))
+            end = os.pidfd_open(
+                child.pid
+            )  # wakes at once, where subprocess would look every so often, up to 50 ms late
+            try:
+                while child.poll() is None and not is_late:
+                    left = _seconds_left(child.pid, limits, started)
+                    is_late = left <= 0
+                    _wait_for(end, left)
+            finally:
+                os.close(end)
         finally:
             _kill_group(child.pid)
             child.wait()
@@ -230,7 +242,7 @@ def _read_until(descriptor: int, seconds_left: Callable[[], float]) -> tuple[boo
             left = seconds_left()
             if left <= 0:
                 return True, b"".join(pieces)
-            if select.select([stream], [], [], left)[0]:
+            if _wait_for(stream.fileno(), left):
                 piece = stream.read(1 << 16)
                 if not piece:
                     return False, b"".join(pieces)
