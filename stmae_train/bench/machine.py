@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["geometric_mean", "interleaved", "machine", "versions"]
+__all__ = ["PeakMemory", "geometric_mean", "interleaved", "machine", "peak_memory", "versions"]
 
 
 def machine(*, threads: int, device: str = "cpu") -> dict[str, Any]:
@@ -68,3 +71,43 @@ def interleaved(
 def geometric_mean(values: Sequence[float]) -> float:
     """Over videos: no single one rules it."""
     return float(statistics.geometric_mean(values))
+
+
+@dataclass(slots=True)
+class PeakMemory:
+    """Most bytes that stood at once above those at the start of the block; None before its end, and where the system does not tell."""
+
+    num_bytes: int | None = None
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[PeakMemory]:
+    """Measure a block: tensors on the card with CUDA, else resident memory of this process (Linux resets its own high-water mark)."""
+    peak = PeakMemory()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield peak
+        peak.num_bytes = torch.cuda.max_memory_allocated(device) - before
+        return
+    resident = _resident_bytes("VmRSS") if _reset_high_water_mark() else None
+    yield peak
+    after = _resident_bytes("VmHWM")
+    peak.num_bytes = after - resident if resident is not None and after is not None else None
+
+
+def _reset_high_water_mark() -> bool:
+    """Give free heap back to the system, then forget how much was resident (`5` in clear_refs, proc(5)); False where that is refused."""
+    with contextlib.suppress(AttributeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _resident_bytes(name: str) -> int | None:
+    facts = Path("/proc/self/status")
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stmae_train.bench.machine import machine, versions
+from stmae_train.bench.machine import machine, peak_memory, versions
 from stmae_train.checkpoint import Weights
 from stmae_train.config import ModelConfig
 from stmae_train.convert import write_weights
@@ -131,6 +131,7 @@ def _cells(
         device=device,
         tell=lambda n: watch and watch(f"{label}, {dtype}", n, wanted.rounds),
     )
+    memory = {each.name: _peak_mb(each, dtype=dtype, device=device) for each in variants}
     medians = {name: round(1000 * statistics.median(each), 3) for name, each in times.items()}
     spread = {name: [round(1000 * min(each), 3), round(1000 * max(each), 3)] for name, each in times.items()}
     common = {"size": label, "dtype": dtype, "unit": "ms per step", "ours": medians["ours"]}
@@ -146,6 +147,7 @@ def _cells(
             "ratio_to_best_peer": round(min(found) / medians["ours"], 4) if found else None,
             "largest_difference": largest,
             "range": {name: spread[name] for name in spread if name != "dense"},
+            "peak_memory_mb": {name: memory[name] for name in memory if name != "dense"},
         },
         {
             **common,
@@ -155,6 +157,7 @@ def _cells(
             "ratio_to_best_peer": round(medians["dense"] / medians["ours"], 4),
             "ratio_of_operations": round(dense, 4),
             "range": {name: spread[name] for name in ("ours", "dense")},
+            "peak_memory_mb": {name: memory[name] for name in ("ours", "dense")},
         },
     ]
 
@@ -248,16 +251,28 @@ def _timed(
         for variant in variants:
             _wait(device)
             start = time.perf_counter()
-            with autocast(device, dtype):
-                loss = variant.loss()
-            loss.backward()  # type: ignore[no-untyped-call]
-            variant.optimizer.step()
-            variant.optimizer.zero_grad(set_to_none=True)
-            _wait(device)
+            _step(variant, dtype=dtype, device=device)
             if number >= WARMUP_ROUNDS:
                 times[variant.name].append(time.perf_counter() - start)
         tell(max(0, number + 1 - WARMUP_ROUNDS))
     return times
+
+
+def _step(variant: _Variant, *, dtype: str, device: torch.device) -> None:
+    with autocast(device, dtype):
+        loss = variant.loss()
+    loss.backward()  # type: ignore[no-untyped-call]
+    variant.optimizer.step()
+    variant.optimizer.zero_grad(set_to_none=True)
+    _wait(device)
+
+
+def _peak_mb(variant: _Variant, *, dtype: str, device: torch.device) -> float | None:
+    """Most memory of one more step in MB (10^6 bytes), above the weights and the optimizer's state that stand before it: what the device
+    says, on a CPU the kernel's high-water mark of this process. None where the kernel does not tell."""
+    with peak_memory(device) as peak:
+        _step(variant, dtype=dtype, device=device)
+    return None if peak.num_bytes is None else round(peak.num_bytes / 1e6, 1)
 
 
 def _wait(device: torch.device) -> None:
@@ -272,4 +287,5 @@ def _settings(wanted: StepBench) -> dict[str, Any]:
         "figure": "median over the rounds; variants in turn within a round",
         "step": "forward, backward, fused AdamW; same weights, clips and masks",
         "ratio": "best peer / ours; above 1 ours is faster",
+        "peak_memory_mb": "of one step, above the weights and the optimizer's state, in 10^6 bytes",
     }
