@@ -265,20 +265,21 @@ class SourceRow:
 
 @dataclass(frozen=True, slots=True)
 class MediaFacts:
-    """A source video as its decoded frames show it; unknown is None, and so is the duration of a picture."""
+    """A source video as its decoded frames show it, or, at `probe_level` header, as its header and index say; unknown is None, and so
+    is the duration of a picture."""
 
     container: str | None
     video_codec: str | None
     pixel_format: str | None
     width_px: int
     height_px: int
-    rotation_degrees: int
+    rotation_degrees: int | None
     fps: float | None
     num_frames: int
     duration_seconds: float | None
     start_pts_seconds: float | None
     has_audio: bool | None
-    num_decode_errors: int
+    num_decode_errors: int | None
     probe_level: str = "full"
 
 

@@ -34,6 +34,13 @@ def build(
     encode: Annotated[
         str | None, typer.Option(help="layered, lean, fast, copy or remux; image for sets of pictures.")
     ] = None,
+    probe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="full|header",
+            help="With --encode copy: header takes files at their header's word, decodes and hashes nothing; full unless given.",
+        ),
+    ] = None,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 2,
     engine: Annotated[
         str, typer.Option(help="local, or ray: tasks on this machine or on the cluster that RAY_ADDRESS names.")
@@ -93,7 +100,7 @@ def build(
         splits=tuple(split or ()),
         classes=tuple(classes or ()),
         limit=limit,
-        encoding=None if encode is None else Encoding(mode=encode, short_side_px=side_px),
+        encoding=None if encode is probe is None else Encoding(encode or "layered", side_px, probe or "full"),
         seed=seed,
         workers=workers,
         engine=engine,

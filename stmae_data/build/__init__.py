@@ -305,6 +305,7 @@ def _settings(request: BuildRequest, encoding: Encoding) -> dict[str, Any]:
         "manifest_sha256": request.manifest.sha256,
         "encoding": encoding.mode,
         "short_side_px": encoding.short_side_px,
+        "probe_level": encoding.probe_level,
         "seed": request.manifest.seed if request.seed is None else request.seed,
         "ffmpeg": ffmpeg_version(),
         **({"pillow": metadata.version("pillow")} if encoding.is_of_pictures else {}),

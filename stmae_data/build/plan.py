@@ -59,7 +59,15 @@ class Plan:
 
     def task_settings(self) -> dict[str, Any]:
         """What a worker needs beside the rows."""
-        keys = ("encoding", "short_side_px", "dataset", "release", "run_id", "max_duration_error_seconds")
+        keys = (
+            "encoding",
+            "short_side_px",
+            "probe_level",
+            "dataset",
+            "release",
+            "run_id",
+            "max_duration_error_seconds",
+        )
         return {key: self.settings.get(key) for key in keys}
 
     def ledgers(self, folder: Path) -> list[Path]:
@@ -96,7 +104,7 @@ def load_plan(folder: Path) -> Plan | None:
         {name: counts.get(name, 0) for name in names},
         frozenset(row["row_id"] for row in rows),
         waiting,
-        files.read_json(settings),
+        {"probe_level": "full", **files.read_json(settings)},  # older plans do not name it
     )
 
 

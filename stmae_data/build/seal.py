@@ -76,6 +76,7 @@ def seal_build(
             "layout": encoding.layout,
             "profile": encoding.mode,
             "short_side_px": encoding.short_side_px,
+            "probe_level": encoding.probe_level,
             "seed": settings["seed"],
             "shard_bytes": manifest.shard_bytes,
             "shard_count": len(shards),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -12,9 +13,11 @@ from stmae_data import __version__, files, fingerprint, media
 from stmae_data.build.plan import open_bytes
 from stmae_data.build.removed import Tombstones, read_tombstones
 from stmae_data.encode import EncodedClip, Encoding, encode_clip, ffmpeg_version
+from stmae_data.encode.kept import header_reader, keep_clip
 from stmae_data.encode.picture import encode_picture
 from stmae_data.engines import Tick
 from stmae_data.errors import ClipRejected, Reason, StmaeDataError
+from stmae_data.limits import Servant
 from stmae_data.records import LEDGER_COLUMNS, ClipSpan, web_clip_id
 from stmae_data.shards import Sample, commit_ledger, commit_shard, fingerprint_path, sample_json
 
@@ -28,7 +31,8 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
     """Write the tar, the fingerprints and the ledger of one planned shard, in that order; the ledger is the commit.
 
     Args:
-        task: folder and name of the shard, table of its plan, encoding, short_side_px, dataset, release, run_id, max_duration_error_seconds.
+        task: folder and name of the shard, table of its plan, encoding, short_side_px, dataset, release, run_id, max_duration_error_seconds,
+            probe_level.
         tick: told of every clip that is decided.
 
     Returns:
@@ -38,12 +42,12 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
     plan = folder / "meta" / str(task["plan"])
     rows = files.read_table(plan, "SELECT * FROM book WHERE shard = ? ORDER BY ordinal", [name])
     tombstones = read_tombstones(folder)
-    encoding = Encoding(mode=task["encoding"], short_side_px=task["short_side_px"])
+    encoding = Encoding(task["encoding"], task["short_side_px"], task["probe_level"])
     ledger: list[dict[str, Any]] = []
     written: list[dict[str, Any]] = []
     fingerprints: list[tuple[str, fingerprint.Fingerprints]] = []
 
-    def samples() -> Iterator[Sample]:
+    def samples(reader: Servant | None) -> Iterator[Sample]:
         for row in rows:
             entry = _start_entry(row, task)
             ledger.append(entry)
@@ -59,7 +63,7 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
                 _reject(entry, Reason.DUPLICATE, "the same clip stands in this set already", stage="plan")
                 entry["duplicate_of"] = last["clip_id"]
             else:
-                clip = _encode(row, entry, encoding, tombstones, task.get("max_duration_error_seconds"))
+                clip = _encode(row, entry, encoding, reader, tombstones, task.get("max_duration_error_seconds"))
                 if clip is not None:
                     entry |= {"outcome": "written", "stage": "store"}
                     written.append(entry)
@@ -69,7 +73,8 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
                     yield Sample(row["clip_id"], _describe(entry, row, task, encoding), clip.media, clip.extension)
             tick(1)
 
-    placements, tar_sha256, _ = commit_shard(folder / f"{name}.tar", samples())
+    with contextlib.nullcontext() if encoding.decodes else header_reader() as reader:
+        placements, tar_sha256, _ = commit_shard(folder / f"{name}.tar", samples(reader))
     for entry, place in zip(written, placements, strict=True):
         entry |= {
             "ordinal": place.ordinal,
@@ -106,6 +111,7 @@ def _encode(
     row: dict[str, Any],
     entry: dict[str, Any],
     encoding: Encoding,
+    reader: Servant | None,
     tombstones: Tombstones,
     most_error_seconds: float | None,
 ) -> EncodedClip | None:
@@ -126,6 +132,8 @@ def _encode(
                 raise ClipRejected(*gone)
             if encoding.is_of_pictures:
                 clip = encode_picture(descriptor, encoding=encoding)
+            elif reader is not None:
+                clip = keep_clip(descriptor, reader, sha256=sha256, encoding=encoding)
             else:
                 header = media.probe(descriptor)
                 span = ClipSpan(row["start_ms"], row["end_ms"]) if row["is_cut"] else None

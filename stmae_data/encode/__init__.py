@@ -32,7 +32,7 @@ from stmae_data.encode.graph import (
 )
 from stmae_data.errors import ClipRejected, Reason, UsageError
 from stmae_data.limits import Limits
-from stmae_data.media import POLICY, Header, open_video, reason_of, source_of_bytes
+from stmae_data.media import POLICY, Header, open_video, read_all, reason_of, source_of_bytes
 from stmae_data.records import ClipSpan, MediaFacts, StoredFacts
 
 __all__ = ["EncodedClip", "Encoding", "encode_clip", "ffmpeg_executable", "ffmpeg_version", "steady_asm"]
@@ -47,7 +47,7 @@ class EncodedClip:
     """One clip, stored and measured.
 
     `hash_frames` is [N, 64, 64] of full-range luma (0 black, 255 white), about 8 per second of the upright source picture at `hash_times_ms` [N]
-    after the first frame. `stream_sha256` names the decoded video: it survives a change of container.
+    after the first frame. `stream_sha256` names the decoded video: it survives a change of container; None where nothing was decoded.
     """
 
     media: bytes
@@ -56,7 +56,7 @@ class EncodedClip:
     stored: StoredFacts
     hash_frames: NDArray[np.uint8]
     hash_times_ms: NDArray[np.int64]
-    stream_sha256: str
+    stream_sha256: str | None
     signals: dict[str, float]
     flags: tuple[str, ...]
 
@@ -101,7 +101,7 @@ def encode_clip(
         flags.add("frame_order_timing")
     source, is_vfr = _source_facts(took, header, span)
     is_damaged = _judge(took, header, is_whole=span is None)
-    media = _read_all(descriptor) if encoding.mode == "copy" else took.media
+    media = read_all(descriptor) if encoding.mode == "copy" else took.media
     flags |= {"vfr"} if is_vfr and "frame_order_timing" not in flags else set()
     flags |= {"partial"} if is_damaged else set()
     flags |= {"upright"} if header.rotation_degrees and not encoding.keeps_source else set()
@@ -155,17 +155,17 @@ def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
             )
             if finished.kind not in {"crash", "oom"} or is_last_try:
                 break
-        log = _read_all(report).decode(errors="replace")
+        log = read_all(report).decode(errors="replace")
         seconds = _read_times(times)
         if finished.kind != "ok":
             raise _rejection(finished, log)
         packets, errors = _count_packets(log)
         hash_seconds = _read_times(frame_times)
-        pixels = np.frombuffer(_read_all(frames), np.uint8)
+        pixels = np.frombuffer(read_all(frames), np.uint8)
         count = min(len(hash_seconds), pixels.size // HASH_SIDE_PX**2)
         hash_times = np.round((hash_seconds[:count] - graph.first_frame_seconds) * 1000)
         return _Pass(
-            media=_read_all(media),
+            media=read_all(media),
             times=seconds,
             hash_frames=pixels[: count * HASH_SIDE_PX**2].reshape(count, HASH_SIDE_PX, HASH_SIDE_PX),
             hash_times_ms=np.nan_to_num(hash_times).astype(np.int64),
@@ -180,7 +180,7 @@ def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
 
 def _read_times(descriptor: int) -> NDArray[np.float64]:
     """Seconds of each frame from lines `pts numerator/denominator`; NaN where a frame came without time."""
-    lines = _read_all(descriptor).decode().split("\n")
+    lines = read_all(descriptor).decode().split("\n")
     seconds = []
     for line in lines:
         ticks, _, base = line.partition(" ")
@@ -279,7 +279,7 @@ def _stored_facts(media: bytes, encoding: Encoding) -> StoredFacts:
 
 
 def _measure_descriptor(descriptor: int) -> dict[str, Any]:
-    return _measure_packets(_read_all(descriptor))
+    return _measure_packets(read_all(descriptor))
 
 
 def _measure_packets(media: bytes) -> dict[str, Any]:
@@ -316,12 +316,3 @@ def _memory_files(count: int) -> Iterator[tuple[int, ...]]:
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
-
-
-def _read_all(descriptor: int) -> bytes:
-    size, pieces = os.fstat(descriptor).st_size, []
-    offset = 0
-    while offset < size and (piece := os.pread(descriptor, size - offset, offset)):
-        pieces.append(piece)
-        offset += len(piece)
-    return b"".join(pieces)

@@ -40,6 +40,7 @@ _X264: dict[str, dict[str, str]] = {
 }
 _KEPT = ("copy", "remux")
 _PICTURES = "image"
+_PROBE_LEVELS = ("full", "header")
 # In eighths of a second: a frame that rounding put up to 1 ms before its eighth still belongs to it.
 _BIN_SLACK = 0.008
 
@@ -47,19 +48,30 @@ _BIN_SLACK = 0.008
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """How clips are stored: `layered` (the default), `lean` (fewer bytes), `fast` (faster decoding), `copy`, `remux`; or `image` for
-    sets of pictures, whose short side may be 0: then they keep their size."""
+    sets of pictures, whose short side may be 0: then they keep their size. At `probe_level` header, which only `copy` can be, nothing
+    is decoded: no measured facts, no hashes, no signals."""
 
     mode: str = "layered"
     short_side_px: int = 256
+    probe_level: str = "full"
 
     def __post_init__(self) -> None:
         modes = (*_X264, *_KEPT, _PICTURES)
         if self.mode not in modes:
             raise UsageError(f"There is no encoding {self.mode!r}; there are {', '.join(modes)}.")
+        if self.probe_level not in _PROBE_LEVELS:
+            raise UsageError(f"There is no probe level {self.probe_level!r}; there are {', '.join(_PROBE_LEVELS)}.")
+        if not self.decodes and self.mode != "copy":
+            raise UsageError(f"Encoding {self.mode!r} decodes every clip; probe level 'header' goes with copy alone.")
         if self.is_of_pictures and self.short_side_px >= 0:
             return
         if self.short_side_px < 2 or self.short_side_px % 2:
             raise UsageError(f"A short side of {self.short_side_px} px cannot be stored; wanted an even number.")
+
+    @property
+    def decodes(self) -> bool:
+        """Whether clips are decoded, and so measured and hashed."""
+        return self.probe_level == "full"
 
     @property
     def keeps_source(self) -> bool:

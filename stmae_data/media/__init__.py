@@ -13,7 +13,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -36,10 +36,13 @@ __all__ = [
     "POLICY",
     "Header",
     "Policy",
+    "examine",
     "hash_descriptor",
+    "header_of",
     "open_source",
     "open_video",
     "probe",
+    "read_all",
     "reason_of",
     "source_of_bytes",
 ]
@@ -184,6 +187,16 @@ def hash_descriptor(descriptor: int) -> str:
     return digest.hexdigest()
 
 
+def read_all(descriptor: int) -> bytes:
+    """The whole file behind a descriptor; its offset is left alone."""
+    size, pieces = os.fstat(descriptor).st_size, []
+    offset = 0
+    while offset < size and (piece := os.pread(descriptor, size - offset, offset)):
+        pieces.append(piece)
+        offset += len(piece)
+    return b"".join(pieces)
+
+
 def probe(descriptor: int, *, limits: Limits | None = None) -> Header:
     """Read the header and the first frame in a forked, confined child.
 
@@ -206,7 +219,7 @@ def probe(descriptor: int, *, limits: Limits | None = None) -> Header:
 
 
 def _call(descriptor: int, allowed: Limits) -> Finished:
-    return limits.call(_probe_in_child, descriptor, limits=allowed)
+    return limits.call(examine, descriptor, limits=allowed)
 
 
 def reason_of(finished: Finished) -> tuple[Reason, str]:
@@ -283,7 +296,12 @@ def _guard_decoder(stream: VideoStream) -> None:
     stream.codec_context.options = {"max_pixels": str(POLICY.max_area_px)}
 
 
-def _probe_in_child(descriptor: int) -> dict[str, Any]:
+def _look_at_header(container: InputContainer, size: int) -> dict[str, Any]:
+    return asdict(header_of(container, size))
+
+
+def examine(descriptor: int, look: Callable[[InputContainer, int], dict[str, Any]] = _look_at_header) -> dict[str, Any]:
+    """In a confined child: sniff and open an input, guarded, and say what `look(container, bytes)` sees, or reason and detail."""
     try:
         os.lseek(descriptor, 0, os.SEEK_SET)
         with os.fdopen(descriptor, "rb", closefd=False) as stream:
@@ -291,15 +309,22 @@ def _probe_in_child(descriptor: int) -> dict[str, Any]:
             kind = sniff(stream.read(_SNIFFED_BYTES), size)
             is_cut = kind == "mov" and walk_boxes(descriptor, size)
             stream.seek(0)
-            return asdict(_read_header(stream, kind=kind, size=size, is_cut=is_cut))
+            return _look_guarded(look, stream, kind=kind, size=size, is_cut=is_cut)
     except ClipRejected as rejected:
         return {"reason": str(rejected.reason), "detail": rejected.detail}
 
 
-def _read_header(stream: BinaryIO, *, kind: str | None, size: int, is_cut: bool) -> Header:
+def _look_guarded(
+    look: Callable[[InputContainer, int], dict[str, Any]],
+    stream: BinaryIO,
+    *,
+    kind: str | None,
+    size: int,
+    is_cut: bool,
+) -> dict[str, Any]:
     try:
         with _open_guarded(stream) as container:
-            return _header_of(container, size)
+            return look(container, size)
     except _NestedOpen as error:
         raise ClipRejected(Reason.UNSAFE_PLAYLIST, f"it asks for {str(error)[:80]!r}") from error
     except (av.error.FFmpegError, UnicodeError, OverflowError) as error:
@@ -309,7 +334,12 @@ def _read_header(stream: BinaryIO, *, kind: str | None, size: int, is_cut: bool)
         raise ClipRejected(Reason.CORRUPT_HEADER if kind else Reason.NOT_MEDIA, detail) from error
 
 
-def _header_of(container: InputContainer, size: int) -> Header:
+def header_of(container: InputContainer, size: int, *, decodes: bool = True) -> Header:
+    """What an opened container says; without decoding the first frame, turns and interlacing stay unknown (0, False).
+
+    Raises:
+        ClipRejected: it holds no video that the policy takes.
+    """
     if len(container.streams) > POLICY.max_streams:
         raise ClipRejected(Reason.TOO_LARGE, f"{len(container.streams)} streams, at most {POLICY.max_streams}")
     if not len(container.streams):
@@ -325,7 +355,7 @@ def _header_of(container: InputContainer, size: int) -> Header:
         raise ClipRejected(Reason.DECODE_ERROR, "no decoder for this codec")
     _check_picture(context.width, context.height)
     _guard_decoder(stream)
-    frame = _first_frame(container, stream)
+    frame = _first_frame(container, stream) if decodes else None
     width, height = (frame.width, frame.height) if frame is not None else (context.width, context.height)
     _check_picture(width, height)
     aspect = stream.sample_aspect_ratio or context.sample_aspect_ratio or Fraction(1)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from stmae_data import limits
 from stmae_data.errors import ClipRejected, Reason
 from stmae_data.limits import Finished, Limits
-from stmae_data.media import POLICY
+from stmae_data.media import POLICY, read_all
 from stmae_data.media.sniff import sniff
 
 __all__ = ["JPEG_QUALITY", "Picture", "read_picture"]
@@ -86,8 +86,8 @@ def read_picture(descriptor: int, *, short_side_px: int = 0) -> Picture:
             raise ClipRejected(Reason(finished.value["reason"]), finished.value["detail"])
         is_kept = bool(finished.value["is_kept"])
         return Picture(
-            data=_read_all(descriptor if is_kept else stored),
-            luma=np.frombuffer(_read_all(luma), np.uint8).reshape(_LUMA_SIDE_PX, _LUMA_SIDE_PX),
+            data=read_all(descriptor if is_kept else stored),
+            luma=np.frombuffer(read_all(luma), np.uint8).reshape(_LUMA_SIDE_PX, _LUMA_SIDE_PX),
             **finished.value,
         )
 
@@ -110,7 +110,7 @@ def _reason_of(finished: Finished) -> tuple[Reason, str]:
 
 def _read_in_child(descriptor: int, stored: int, luma: int, short_side_px: int) -> dict[str, Any]:
     try:
-        return _read(_read_all(descriptor), stored, luma, short_side_px)
+        return _read(read_all(descriptor), stored, luma, short_side_px)
     except ClipRejected as rejected:
         return {"reason": str(rejected.reason), "detail": rejected.detail}
 
@@ -206,15 +206,6 @@ def _complaint(error: Exception) -> tuple[Reason, str]:
     if "cannot identify" in folded:
         return Reason.CORRUPT_HEADER, "its header cannot be read"
     return Reason.DECODE_ERROR, text
-
-
-def _read_all(descriptor: int) -> bytes:
-    size = os.fstat(descriptor).st_size
-    pieces, offset = [], 0
-    while offset < size and (piece := os.pread(descriptor, size - offset, offset)):
-        pieces.append(piece)
-        offset += len(piece)
-    return b"".join(pieces)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -1,9 +1,11 @@
 """What a build costs over bare ffmpeg: the same clips through `build`, and through ffmpeg alone with the same picture filters and
 encoder, as many at a time. One JSON line; `overhead` is ours over theirs, 1.10 and less is the goal; `processor_overhead` is the same of
-processor time, which other work on the machine moves less.
+processor time, which other work on the machine moves less. Then what `--encode copy` costs over `tar` and `sha256sum` of the same files,
+as many at a time: `ratio` is theirs over ours, 0.7 and more is the goal.
 
 Ours also hashes every source, probes it in a confined child, takes hash frames and times in the same pass, fingerprints, measures,
-writes shards and ledgers durably, and seals; ffmpeg alone writes one file a clip.
+writes shards and ledgers durably, and seals; ffmpeg alone writes one file a clip. `copy` decodes each clip once, for the same facts, or,
+at probe level header, none.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from stmae_data.build import BuildRequest, build
-from stmae_data.encode import ffmpeg_executable, ffmpeg_version
+from stmae_data.encode import Encoding, ffmpeg_executable, ffmpeg_version
 from stmae_data.encode.graph import _X264, STORED_FPS
 from stmae_data.manifest import load_manifest
 
-CASES = {"640x360, 12 s": (640, 360, 12.0), "64x64, 2 s": (64, 64, 2.0)}
+CASES = {"640x360, 12 s": (640, 360, 12.0, 1), "426x240, 4 s": (426, 240, 4.0, 4), "64x64, 2 s": (64, 64, 2.0, 8)}
+"""Width, height, seconds, and how many times more clips than of the first: as Kinetics, as Something-Something, and next to nothing."""
 MANIFEST = 'name = "bench"\nrelease = "1"\nkind = "folder"\nshort_side_px = {side}\nclips_per_shard = {per_shard}\n[splits.train]\n'
 
 
@@ -68,7 +71,23 @@ def bare(clips: list[Path], out: Path, *, side: int, workers: int) -> float:
     return time.perf_counter() - started
 
 
-def ours(clips: list[Path], workspace: Path, *, side: int, workers: int) -> float:
+def tar_and_hash(clips: list[Path], out: Path, *, workers: int) -> float:
+    """Seconds that `tar`, then `sha256sum`, take over the files, each of `workers` pairs over its share."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+
+    def one(number: int) -> None:
+        names = [path.name for path in clips[number::workers]]
+        for command in (["tar", "-cf", str(out / f"{number}.tar"), *names], ["sha256sum", *names]):
+            subprocess.run(command, cwd=clips[0].parent, check=True, stdout=subprocess.DEVNULL)
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, range(workers)))
+    return time.perf_counter() - started
+
+
+def ours(clips: list[Path], workspace: Path, *, side: int, workers: int, encoding: Encoding | None = None) -> float:
     """Seconds that a whole build takes, planning and sealing included."""
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir()
@@ -76,7 +95,8 @@ def ours(clips: list[Path], workspace: Path, *, side: int, workers: int) -> floa
     per_shard = max(1, len(clips) // (4 * workers))  # enough shards to keep every worker busy to the end
     toml.write_text(MANIFEST.format(side=side, per_shard=per_shard))
     started = time.perf_counter()
-    report = build(BuildRequest(workspace, load_manifest(toml), roots=(clips[0].parent,), workers=workers))
+    manifest = load_manifest(toml)
+    report = build(BuildRequest(workspace, manifest, roots=(clips[0].parent,), workers=workers, encoding=encoding))
     seconds = time.perf_counter() - started
     assert report.counts["written"] == len(clips), report.counts
     return seconds
@@ -90,7 +110,8 @@ def processor_seconds() -> float:
 
 def measure(folder: Path, name: str, *, count: int, rounds: int, workers: int) -> dict[str, Any]:
     """One case, rounds of both in turn, medians."""
-    width, height, seconds = CASES[name]
+    width, height, seconds, times_more = CASES[name]
+    count *= times_more
     side = min(256, height)
     clips = make_clips(folder / "raw", count=count, width=width, height=height, seconds=seconds)
     times: dict[str, list[float]] = {"ours": [], "ffmpeg": []}
@@ -114,20 +135,55 @@ def measure(folder: Path, name: str, *, count: int, rounds: int, workers: int) -
     }
 
 
+def measure_copy(folder: Path, *, count: int, rounds: int, workers: int) -> dict[str, Any]:
+    """`copy` at both probe levels beside tar and sha256sum; clips of 12 s in many copies, each with a box of its own at the end."""
+    width, height, seconds, _ = CASES["640x360, 12 s"]
+    made = make_clips(folder / "made", count=4, width=width, height=height, seconds=seconds)
+    (folder / "raw").mkdir()
+    clips = [folder / "raw" / f"{number:04d}.mp4" for number in range(count)]
+    for number, path in enumerate(clips):
+        free = (12).to_bytes(4) + b"free" + number.to_bytes(4)
+        path.write_bytes(made[number % len(made)].read_bytes() + free)
+    few = clips[: max(workers, count // 16)]  # decoding takes long: a share of the files tells its time
+    (folder / "few").mkdir()
+    few = [Path(shutil.copy(path, folder / "few")) for path in few]
+    header = Encoding("copy", height, "header")
+    times: dict[str, list[float]] = {"tar and sha256sum": [], "copy, header": [], "copy, full": []}
+    for _ in range(rounds):
+        times["tar and sha256sum"].append(tar_and_hash(clips, folder / "theirs", workers=workers) / count)
+        times["copy, header"].append(
+            ours(clips, folder / "ours", side=height, workers=workers, encoding=header) / count
+        )
+        full = ours(few, folder / "ours", side=height, workers=workers, encoding=Encoding("copy", height))
+        times["copy, full"].append(full / len(few))
+    medians = {what: statistics.median(each) for what, each in times.items()}
+    return {
+        "what": "copy",
+        "clips": count,
+        "megabytes": round(sum(path.stat().st_size for path in clips) / 1e6, 1),
+        "ms_per_clip": {what: round(1000 * value, 2) for what, value in medians.items()},
+        "ratio": {
+            what: round(medians["tar and sha256sum"] / medians[what], 3) for what in ("copy, header", "copy, full")
+        },
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clips", type=int, default=16, help="clips of 12 s; of the short ones eight times as many")
+    parser.add_argument("--clips", type=int, default=16, help="clips of 12 s; of the shorter ones more")
+    parser.add_argument("--copies", type=int, default=512, help="clips of 12 s that are copied")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     cells = []
-    for number, name in enumerate(CASES):
+    settings = {"rounds": options.rounds, "workers": options.workers}
+    for name in CASES:
         with tempfile.TemporaryDirectory() as folder:
-            count = options.clips * (8 if number else 1)
-            cells.append(measure(Path(folder), name, count=count, rounds=options.rounds, workers=options.workers))
+            cells.append(measure(Path(folder), name, count=options.clips, **settings))
+    with tempfile.TemporaryDirectory() as folder:
+        cells.append(measure_copy(Path(folder), count=options.copies, **settings))
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     versions = {"python": platform.python_version(), "ffmpeg": ffmpeg_version()}
-    settings = {"rounds": options.rounds, "workers": options.workers}
     sys.stdout.write(
         json.dumps({"machine": machine, "versions": versions, "settings": settings, "cells": cells}) + "\n"
     )

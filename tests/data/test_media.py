@@ -252,10 +252,10 @@ def test_a_probe_that_hangs_or_dies_is_a_reason(film: Path, monkeypatch: pytest.
         os.abort()
 
     with open_source(film) as descriptor:
-        monkeypatch.setattr(media, "_probe_in_child", spin)
+        monkeypatch.setattr(media, "examine", spin)
         with pytest.raises(ClipRejected, match="timeout"):
             probe(descriptor, limits=Limits(cpu_seconds=0.2))
-        monkeypatch.setattr(media, "_probe_in_child", die)
+        monkeypatch.setattr(media, "examine", die)
         with pytest.raises(ClipRejected, match="decoder_crash"):
             probe(descriptor)
 
