@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from stmae_data import files
 from stmae_data.catalog import locked_select
 from stmae_data.dedup.clips import EVALUATION_SPLITS, Pool, pool_of, sealed_sets
 from stmae_data.dedup.compare import Found, compare, count_pairs
-from stmae_data.dedup.decide import Choice, verdicts, write_books
+from stmae_data.dedup.decide import Choice, Edge, has_news, verdicts, write_books
 from stmae_data.dedup.policy import AGAINST_LEVELS, WITHIN_LEVELS, Policy, check_levels, load_policy
 from stmae_data.dedup.reports import DedupReport, FoundPair, LeakCounts, LeakReport
 from stmae_data.errors import SetError, UsageError
@@ -95,7 +96,7 @@ def dedup(
         pairs=found.reported(),
         num_groups=len({choice.other for choice in found.choices}),
         num_going=len({choice.number for choice in found.choices}) + len(found.filtered),
-        not_comparable=tuple(sorted({found.clips[number].clip_id for number in found.not_comparable})),
+        not_comparable={found.clips[number].clip_id: why for number, why in found.not_comparable.items()},
         is_applied=False,
         policy=rules.version,
         across=found.across,
@@ -112,6 +113,9 @@ def dedup(
         for name in set_names
         if going[name] or found.filtered_of(name) or to is not None
     )
+    for name in set_names:
+        if not going[name] and not found.filtered_of(name) and to is None:
+            _note(workspace, name, found, runs[name], rules)
     return replace(report, is_applied=bool(written), sets=written)
 
 
@@ -250,21 +254,9 @@ def _apply(
 ) -> RewriteReport:
     """Decisions of one set, then its rewrite."""
     source = set_folder(workspace, name)
-    pools = [number for number, pool in enumerate(found.pools) if pool.set_name == name and number < found.num_training]
 
     def prepare(folder: Path) -> None:
-        write_books(
-            folder,
-            source=source,
-            run_id=run_id,
-            policy=rules,
-            pools=found.pools,
-            clips=found.clips,
-            choices=choices,
-            filtered=found.filtered_of(name),
-            near_misses=[edge for edge in found.near_misses if found.clips[edge.a].pool in pools],
-            not_comparable=[number for number in found.not_comparable if found.clips[number].pool in pools],
-        )
+        _write_books(folder, source, name, found, choices, run_id, rules)
 
     known = [pool.found.digest for pool in found.pools if pool.set_name == name and pool.found is not None]
     return rewrite(
@@ -276,4 +268,39 @@ def _apply(
         expected_digest=known[0] if known else None,
         prepare=prepare,
         progress=progress,
+    )
+
+
+def _note(workspace: Path, name: str, found: Found, run_id: str, rules: Policy) -> None:
+    """Where nothing goes, near misses and clips that cannot be compared are written all the same, once."""
+    folder = set_folder(workspace, name)
+    with files.lock(folder / "meta" / "LOCK", what=f"Set {name}"):
+        if has_news(folder, *_notes(found, name), found.clips, rules):
+            _write_books(folder, folder, name, found, [], run_id, rules)
+
+
+def _notes(found: Found, name: str) -> tuple[list[Edge], dict[int, str]]:
+    """Near misses and clips that cannot be compared of the training splits of one set."""
+    pools = {number for number, pool in enumerate(found.pools[: found.num_training]) if pool.set_name == name}
+    return (
+        [edge for edge in found.near_misses if found.clips[edge.a].pool in pools],
+        {number: why for number, why in found.not_comparable.items() if found.clips[number].pool in pools},
+    )
+
+
+def _write_books(
+    folder: Path, source: Path, name: str, found: Found, choices: Sequence[Choice], run_id: str, rules: Policy
+) -> None:
+    near_misses, not_comparable = _notes(found, name)
+    write_books(
+        folder,
+        source=source,
+        run_id=run_id,
+        policy=rules,
+        pools=found.pools,
+        clips=found.clips,
+        choices=choices,
+        filtered=found.filtered_of(name),
+        near_misses=near_misses,
+        not_comparable=not_comparable,
     )

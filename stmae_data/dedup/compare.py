@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stmae_data.dedup.clips import Pool, comparing, fingerprint_files, load_pool
-from stmae_data.dedup.content import ContentLog, find_content_pairs, load_frames
+from stmae_data.dedup.content import ContentLog, find_content_pairs, find_not_comparable, load_frames
 from stmae_data.dedup.decide import Choice, Clip, Edge, choose_leaks, choose_within
 from stmae_data.dedup.levels import create_pairs, find_pairs_between, find_pairs_within, is_comparable
 from stmae_data.dedup.policy import Policy
@@ -31,7 +31,8 @@ class Found:
     within: tuple[Edge, ...]
     choices: tuple[Choice, ...]
     near_misses: tuple[Edge, ...]
-    not_comparable: tuple[int, ...]
+    not_comparable: Mapping[int, str]
+    """Clips that the level content can say nothing about, and why."""
     across: tuple[tuple[str, str, int], ...]
     logs: tuple[ContentLog, ...]
     filtered: tuple[tuple[int, str], ...] = ()
@@ -109,7 +110,7 @@ def compare(
         has_content = "content" in between or "content" in within
         if has_content:
             load_frames(connection, {number: fingerprint_files(pool) for number, pool in enumerate(pools)})
-        not_comparable = _without_frames(connection, pools, rules) if has_content else []
+        not_comparable = find_not_comparable(connection, rules, pools=_with_media(pools)) if has_content else {}
         across = _across(connection, training) if "id" in between else ()
         steps.done()
         find_pairs_between(connection, between, left=ours, right=theirs)
@@ -152,7 +153,7 @@ def compare(
         tuple(edge for edge in edges_within if not is_told_apart(edge.a, edge.b)),
         (*leaking, *copies),
         tuple(edge for edge in near_misses if edge.a in clips and edge.b in clips),
-        tuple(not_comparable),
+        not_comparable,
         across,
         tuple(logs),
         tuple((clip.number, name) for clip, name in gone),
@@ -177,20 +178,20 @@ def count_pairs(
         create_pairs(connection)
         steps.done()
         find_pairs_between(connection, levels, left=ours, right=theirs)
-        without: list[int] = []
+        without: Mapping[int, str] = {}
         if (
             "content" in levels
             and any(pool.has_media for pool in training)
             and any(pool.has_media for pool in evaluation)
         ):
             load_frames(connection, {number: fingerprint_files(pool) for number, pool in enumerate(pools)})
-            without = _without_frames(connection, pools, rules)
+            without = find_not_comparable(connection, rules, pools=_with_media(pools))
             find_content_pairs(connection, rules, left=ours, right=theirs)
         if rules.not_duplicates:
             _forget(connection, rules)
         pool_of_clip = dict(
             connection.execute(
-                "SELECT number, pool FROM clip WHERE number IN (SELECT unnest(?::INTEGER[]))", [without]
+                "SELECT number, pool FROM clip WHERE number IN (SELECT unnest(?::INTEGER[]))", [list(without)]
             ).fetchall()
         )
         rows = connection.execute(
@@ -265,15 +266,8 @@ def _clips(connection: Any, numbers: Iterable[int], more: Iterable[int]) -> dict
     return {row[0]: Clip(*row) for row in rows}
 
 
-def _without_frames(connection: Any, pools: Sequence[Pool], rules: Policy) -> list[int]:
-    """Videos without one usable frame: they cannot be compared by content, which does not make them unique."""
-    with_media = [number for number, pool in enumerate(pools) if pool.has_media]
-    rows = connection.execute(
-        """SELECT number FROM clip WHERE pool IN (SELECT unnest(?::INTEGER[])) AND media_kind IS DISTINCT FROM 'image'
-           AND number NOT IN (SELECT clip FROM frame WHERE quality >= ?) ORDER BY number""",
-        [with_media, rules.min_quality],
-    ).fetchall()
-    return [row[0] for row in rows]
+def _with_media(pools: Sequence[Pool]) -> list[int]:
+    return [number for number, pool in enumerate(pools) if pool.has_media]
 
 
 def _across(connection: Any, training: Sequence[Pool]) -> tuple[tuple[str, str, int], ...]:

@@ -26,6 +26,7 @@ __all__ = [
     "Edge",
     "choose_leaks",
     "choose_within",
+    "has_news",
     "verdicts",
     "write_books",
 ]
@@ -194,10 +195,10 @@ def write_books(
     choices: Sequence[Choice],
     filtered: Sequence[tuple[int, str]],
     near_misses: Sequence[Edge],
-    not_comparable: Sequence[int],
+    not_comparable: Mapping[int, str],
 ) -> None:
     """Write `meta/decisions/<run>.parquet` and add to `meta/groups.parquet`: before anything changes."""
-    rows = [_decision(choice, run_id=run_id, policy=policy, pools=pools, clips=clips) for choice in choices]
+    rows = [_decision(choice, run_id=run_id, pools=pools, clips=clips) for choice in choices]
     conditions = dict(policy.filters)
     rows += [
         _one_side(clips[number], pools, "")
@@ -211,10 +212,7 @@ def write_books(
     ]
     for edge in near_misses[:_MOST_NEAR_MISSES]:
         miss = Choice(edge.a, edge.b, Reason.DUPLICATE, (edge,))
-        rows.append(
-            _decision(miss, run_id=run_id, policy=policy, pools=pools, clips=clips)
-            | {"verb": "keep", "reason": "near_miss"}
-        )
+        rows.append(_decision(miss, run_id=run_id, pools=pools, clips=clips) | {"verb": "keep", "reason": "near_miss"})
     common = {
         "run_id": run_id,
         "policy": json.dumps(asdict(policy), sort_keys=True),
@@ -222,13 +220,13 @@ def write_books(
         "algorithm": ALGORITHM,
         "stmae_version": __version__,
     }
-    for number in not_comparable:
+    for number, why in not_comparable.items():
         row = _one_side(clips[number], pools, "") | {
             "decision_id": decision_id(run_id, clips[number].row_id, "not_comparable"),
             "verb": "keep",
             "reason": "not_comparable",
             "level": "content",
-            "detail": f"no frame of quality {policy.min_quality} or more",
+            "detail": why,
         }
         rows.append(row)
     files.commit_table(
@@ -246,9 +244,27 @@ def write_books(
     }
     for row in _groups(choices, pools, clips):
         groups[row["group_id"], row["clip_id"], row["is_keeper"]] = row
+    if not groups:
+        return
     files.commit_table(
         path, groups.values(), GROUP_COLUMNS, point="groups", order_by="group_id, is_keeper DESC, clip_id"
     )
+
+
+def has_news(
+    folder: Path,
+    near_misses: Sequence[Edge],
+    not_comparable: Mapping[int, str],
+    clips: Mapping[int, Clip],
+    policy: Policy,
+) -> bool:
+    """Whether there is a near miss or a clip that cannot be compared of which no decision of this policy tells yet."""
+    query = "SELECT reason, row_id, other_row_id FROM book WHERE verb = 'keep' AND policy_version = ?"
+    tables = sorted((folder / "meta" / "decisions").glob("dedup-*.parquet"))
+    rows = files.read_table(tables, query, [policy.version]) if tables else []
+    told = {(row["reason"], row["row_id"], row["other_row_id"]) for row in rows}
+    found = {("near_miss", clips[edge.a].row_id, clips[edge.b].row_id) for edge in near_misses[:_MOST_NEAR_MISSES]}
+    return not found | {("not_comparable", clips[number].row_id, None) for number in not_comparable} <= told
 
 
 def verdicts(
@@ -282,9 +298,7 @@ def decision_id(run_id: str, row_id: str, other: str) -> str:
     return hashlib.sha256(f"{run_id}\0{row_id}\0{other}".encode()).hexdigest()[:32]
 
 
-def _decision(
-    choice: Choice, *, run_id: str, policy: Policy, pools: Sequence[Pool], clips: Mapping[int, Clip]
-) -> dict[str, Any]:
+def _decision(choice: Choice, *, run_id: str, pools: Sequence[Pool], clips: Mapping[int, Clip]) -> dict[str, Any]:
     clip, other = clips[choice.number], clips[choice.other]
     first = choice.edges[0]
     seen = next((edge for edge in choice.edges if edge.level == "content"), None)
@@ -316,7 +330,7 @@ def _decision(
             "num_near_frames": told.get("num_near"),
             "share": told.get(f"{ours}share"),
             "other_share": told.get(f"{theirs}share"),
-            "threshold": policy.median_bits,
+            "threshold": told.get("threshold"),
             "frames": [
                 {
                     "time_ms": frame[f"{ours}time_ms"],

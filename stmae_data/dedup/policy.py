@@ -26,7 +26,7 @@ WITHIN_LEVELS = ("bytes", "stream", "id", "content")
 class Policy:
     """Thresholds of the content level, and pairs a person has looked at.
 
-    The defaults are those of the measurements in DEDUP §3.2: one frame within 31 of 256 bits, and along one time offset a stretch of
+    The defaults for films are those of the measurements in DEDUP §3.2: one frame within 31 of 256 bits, and along one time offset a stretch of
     at least 0.8 s whose median distance is at most 64 bits.
     """
 
@@ -49,10 +49,15 @@ class Policy:
     """Share of the shorter clip that the stretch must cover between training and evaluation."""
     min_share_within: float = 0.2
     """The same within training, where a shared intro is no reason to lose a clip."""
+    picture_bits: int = 20
+    """How near one frame must be where one of the two clips is a picture. Copies of pictures saved anew at JPEG quality 30 or at 96 px
+    were at most so far away, pictures of different films never within 90."""
+    picture_quality: int = 80
+    """The quality that such a frame must have."""
     bucket_cap: int = 1000
     """Band buckets with more hashes are checked apart and logged."""
     hash_cap: int = 100
-    """Of the clips that show one and the same frame hash, so many are compared."""
+    """Of the clips that show one and the same frame hash, so many are compared with each other, the rest with the first few."""
     not_duplicates: tuple[tuple[str, str], ...] = ()
     """Pairs of clip ids that a person judged to differ; no level counts between them."""
     filters: tuple[tuple[str, str], ...] = ()

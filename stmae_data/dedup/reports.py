@@ -42,13 +42,13 @@ class FoundPair:
 class DedupReport:
     """What was found and what became of it.
 
-    `across` counts clips that two training splits share by id, which is no reason to lose them; `sets` are the sets as rewritten.
+    `not_comparable` are clips that the level content can say nothing about, each with the reason; `across` counts clips that two training splits share by id, which is no reason to lose them; `sets` are the sets as rewritten.
     """
 
     pairs: tuple[FoundPair, ...]
     num_groups: int
     num_going: int
-    not_comparable: tuple[str, ...]
+    not_comparable: Mapping[str, str]
     is_applied: bool
     policy: str
     sets: tuple[RewriteReport, ...] = ()
@@ -68,7 +68,7 @@ class DedupReport:
         return {
             "pairs": [pair.as_json() for pair in self.pairs],
             "groups": self.num_groups,
-            "not_comparable": list(self.not_comparable),
+            "not_comparable": sorted(self.not_comparable),
             "applied": self.is_applied,
             "policy": self.policy,
         }
@@ -88,8 +88,8 @@ class DedupReport:
             [label, f"filter {name}", "filtered", str(count), ""] for (label, name), count in self.filtered.items()
         ]
         rows += [[a, b, "id (both stay)", str(count), str(count)] for a, b, count in self.across]
-        if self.not_comparable:
-            rows.append(["no usable frame", "", "content", str(len(self.not_comparable)), ""])
+        for why, count in sorted(Counter(self.not_comparable.values()).items()):
+            rows.append([f"not comparable: {why}", "", "content", str(count), ""])
         crowded = sum(len(log.hot) for log in self.logs)
         if crowded:
             partly = sum(not bucket.is_exact for log in self.logs for bucket in log.hot)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stmae_data import files
@@ -193,8 +194,6 @@ def test_training_sets_do_not_take_clips_from_one_another(workspace: Path, small
 
 
 def test_clips_without_a_usable_frame_are_named(workspace: Path, small_sets: ModuleType) -> None:
-    import numpy as np
-
     black = np.full((16, 64, 64), 16, np.uint8)
     dark = [small_sets.clip("train", number, frames=black) for number in range(3)]
     small_sets.make(workspace, "dark", [*dark, small_sets.clip("train", 9), small_sets.clip("val", 1, frames=black)])
@@ -375,3 +374,93 @@ def test_the_review_page_shows_every_pair_while_both_clips_stand(
     assert "not_duplicates = [\n  [" in text.replace("&#34;", '"')
     rows = [int(cell) for row in done.as_histogram()[1] for cell in row[1:2]]
     assert sum(rows) == sum(pair.distance is not None for pair in done.pairs)
+
+
+def test_pictures_are_compared_by_their_one_frame(workspace: Path, small_sets: ModuleType, tmp_path: Path) -> None:
+    def shot(split: str, number: int, frames: Any) -> dict[str, Any]:
+        made: dict[str, Any] = small_sets.clip(split, number, frames=frames, media_kind="image")
+        return made
+
+    noise = np.random.default_rng(0)
+    first, second, third = (small_sets.pictures(seed, count=1) for seed in (1, 2, 3))
+    saved_anew = (first + noise.integers(-10, 11, first.shape)).astype(np.uint8)
+    clips = {
+        "anew": shot("train", 0, saved_anew),
+        "mirrored": shot("train", 1, second[:, :, ::-1].copy()),
+        "own": shot("train", 2, third),
+        "flat": shot("train", 3, np.full((1, 64, 64), 90, np.uint8)),
+        "copy of own": shot("train", 4, third),
+        "still": small_sets.clip("train", 5, frames=np.repeat(small_sets.pictures(4, count=1), 16, axis=0)),
+    }
+    evaluation = [shot("val", 6, first), shot("val", 7, second), shot("val", 8, small_sets.pictures(4, count=1))]
+    small_sets.make(workspace, "pictures", [*clips.values(), *evaluation])
+    report = dedup(workspace, levels=["content"], dry_run=True)
+    named = {clip["clip_id"]: name for name, clip in clips.items()}
+    leaking = {named[pair.a] for pair in report.pairs if pair.b not in named}
+    assert leaking == {"anew", "mirrored", "still"}
+    assert {frozenset((named[p.a], named[p.b])) for p in report.pairs if p.b in named} == {
+        frozenset(("own", "copy of own"))
+    }
+    assert report.not_comparable == {clips["flat"]["clip_id"]: "a picture of quality below 80"}
+    strict = tmp_path / "strict.toml"
+    strict.write_text("picture_bits = 0\n")
+    missed = dedup(workspace, levels=["content"], policy=strict, dry_run=True)
+    assert clips["anew"]["clip_id"] in {pair.a for pair in missed.near_misses}
+    assert clips["anew"]["clip_id"] not in {pair.a for pair in missed.pairs}
+
+
+def test_what_cannot_be_compared_is_told_with_its_reason_though_nothing_goes(
+    workspace: Path, small_sets: ModuleType
+) -> None:
+    clip, black = small_sets.clip, np.full((16, 64, 64), 16, np.uint8)
+    seen = np.concatenate([black, small_sets.pictures(5, count=3)])
+    clips = {
+        "brief": clip("train", 0, frames=small_sets.pictures(1, count=6)),
+        "brief copy": clip("val", 1, frames=small_sets.pictures(1, count=6)),
+        "black": clip("train", 2, frames=black),
+        "nearly black": clip("train", 3, frames=seen),
+        "still": clip("train", 4, frames=np.repeat(small_sets.pictures(6, count=1), 16, axis=0)),
+        "plain": clip("train", 5),
+    }
+    folder = small_sets.make(workspace, "mixed", list(clips.values()), shard_size=100)
+    report = dedup(workspace)
+    told = {name: report.not_comparable.get(each["clip_id"]) for name, each in clips.items()}
+    dark = "hardly a frame of quality 50 or more"
+    assert told == {
+        "brief": "shorter than 0.8 s",
+        "brief copy": "shorter than 0.8 s",
+        "black": dark,
+        "nearly black": dark,
+        "still": None,
+        "plain": None,
+    }
+    assert (
+        not report.would_act and ["not comparable: shorter than 0.8 s", "", "content", "2", ""] in report.as_table()[1]
+    )
+    (table,) = (folder / "meta" / "decisions").glob("*.parquet")
+    rows = files.read_table(table)
+    assert {row["clip_id"]: row["detail"] for row in rows} == {
+        clips[name]["clip_id"]: told[name] for name in ("brief", "black", "nearly black")
+    }
+    before = small_sets.snapshot(folder)
+    assert open_set(workspace, "mixed").version == 1 and not dedup(workspace).would_act
+    assert small_sets.snapshot(folder) == before
+    (folder / "meta" / "fingerprints" / "train-000000.parquet").unlink()
+    without = dedup(workspace, levels=["content"], dry_run=True).not_comparable
+    assert without[clips["plain"]["clip_id"]].startswith("no frame hashes of") and len(without) == 6
+
+
+def test_a_frame_that_too_many_clips_share_still_finds_every_copy(
+    workspace: Path, small_sets: ModuleType, tmp_path: Path
+) -> None:
+    shown = small_sets.pictures(7)
+    copies = [small_sets.clip("train", number, frames=shown) for number in range(12)]
+    small_sets.make(workspace, "crowd", [*copies, small_sets.clip("val", 20, frames=shown)], shard_size=100)
+    policy = tmp_path / "few.toml"
+    policy.write_text("hash_cap = 3\n")
+    report = dedup(workspace, ["crowd:train"], against=["crowd:val"], policy=policy, dry_run=True, levels=["content"])
+    assert {pair.a for pair in report.pairs} == {clip["clip_id"] for clip in copies}
+    (workspace / "sets" / "crowd" / "meta" / "set.json").rename(tmp_path / "aside.json")
+    small_sets.make(workspace, "alone", copies, shard_size=100)
+    assert len(dedup(workspace, ["alone"], policy=policy, dry_run=True, levels=["content"]).pairs) >= 11
+    assert dedup(workspace, ["alone"], policy=policy, levels=["content"]).num_going == 11
