@@ -2,11 +2,15 @@
 
 Recall per edit, the false pairs among all others, the error of the time offset, and beside it the vPDQ rule (ThreatExchange: frames of
 one per second, quality 50, 31 bits, 80 % of either clip) over the same hashes. Run it: `python tests/bench/bench_neardup.py [VIDEO…]`.
+
+False pairs are counted among clips that show different things: the parts of real films that share no pixel, and rendered scenes of the
+small world, each compared with every other and with every original and edited copy of another film.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -18,13 +22,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import av
 import duckdb
 import numpy as np
+from PIL import Image
 
 from stmae_data.dedup.clips import comparing
 from stmae_data.dedup.content import find_content_pairs, load_frames
 from stmae_data.dedup.levels import create_pairs
 from stmae_data.dedup.policy import Policy
+from stmae_data.demo.scene import MOTIONS, Scene, draw
 from stmae_data.encode import Encoding, encode_clip, ffmpeg_executable, ffmpeg_version
 from stmae_data.fingerprint import Fingerprints, commit_fingerprints, fingerprint_clip
 from stmae_data.media import open_source, probe
@@ -43,7 +50,13 @@ SOURCES = (
     "videos/mma_test.avi",
     "videos/paddle_example.avi",
 )
+MORE_FILMS = ("neardup/doorknob-hd-no-bar.mp4",)
+"""Used for negatives beside the sources."""
 SECONDS = 8
+PARTS = 5
+"""For negatives a film is cut into 5 x 5 parts."""
+
+Key = tuple[str, str]
 
 
 def bars(share: float, *, side: bool) -> str:
@@ -109,6 +122,67 @@ def make(source: Path, other: Path, folder: Path, edit: str) -> Fingerprints:
     return prints_of(target)
 
 
+def parts_of(path: Path) -> list[Fingerprints]:
+    """Fingerprints of PARTS x PARTS clips that share no pixel, from the first seconds of a film."""
+    frames, times, due = [], [], 0.0
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            seconds = float(frame.time or 0.0)
+            if seconds >= SECONDS:
+                break
+            if seconds + 1e-6 >= due:
+                due += 0.125
+                frames.append(frame.to_ndarray(format="gray"))
+                times.append(round(seconds * 1000))
+    film = np.stack(frames)  # [N, H, W]
+    height, width = film.shape[1] // PARTS, film.shape[2] // PARTS
+    found = []
+    for row, column in itertools.product(range(PARTS), repeat=2):
+        part = film[:, row * height : (row + 1) * height, column * width : (column + 1) * width]
+        small = [np.asarray(Image.fromarray(each).resize((64, 64), Image.Resampling.BOX)) for each in part]
+        found.append(fingerprint_clip(np.stack(small), np.array(times)))
+    return found
+
+
+def scene_of(number: int) -> Fingerprints:
+    """Fingerprints of two seconds of one rendered scene."""
+    scene = Scene(MOTIONS[number % len(MOTIONS)], (20, number), num_frames=17, fps=8)
+    return fingerprint_clip(draw(scene)[..., 0], np.arange(scene.num_frames, dtype=np.int64) * 125)
+
+
+def make_negatives(films: list[Path], count: int) -> dict[Key, Fingerprints]:
+    """Clips of which no two show the same, under (film, which): parts of the films, at most half, and rendered scenes."""
+    found = {(path.stem, f"part {n}"): prints for path in films for n, prints in enumerate(parts_of(path))}
+    found = dict(list(found.items())[: count // 2])
+    return found | {("rendered", f"scene {n}"): scene_of(n) for n in range(count - len(found))}
+
+
+def is_comparable(prints: Fingerprints) -> bool:
+    """Whether the clip has frames enough that one could take for another's."""
+    return int(((prints.view == 0) & (prints.quality >= Policy().min_quality)).sum()) >= 4
+
+
+def count_false(
+    negatives: dict[Key, Fingerprints],
+    copies: dict[Key, Fingerprints],
+    whole: dict[str, Fingerprints],
+    films: dict[Key, set[str]],
+) -> dict[str, Any]:
+    """Compare the negatives with each other and with what was made of other films; `films` are those that a copy shows."""
+    known = {key: prints for key, prints in negatives.items() if is_comparable(prints)}
+    made = {**copies, **{(stem, "original"): prints for stem, prints in whole.items()}}
+    within = compare(known)
+    between = [(*a, *b) for a, b, _ in compare(known, made) if a[0] not in films[b]]
+    return {
+        "clips": len(negatives),
+        "not_comparable": len(negatives) - len(known),
+        "pairs_within": len(known) * (len(known) - 1) // 2,
+        "pairs_between": sum(a[0] not in films[b] for a in known for b in made),
+        "false_within": [[*a, *b] for a, b, _ in within],
+        "false_between": [list(each) for each in between],
+    }
+
+
 def vpdq_rule(a: Fingerprints, b: Fingerprints) -> bool:
     """One frame a second of the whole picture, 31 bits, 80 % of either clip."""
 
@@ -128,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("videos", nargs="*", type=Path)
     parser.add_argument("--edit", action="append", choices=[*EDITS, "joined"], help="only these")
+    parser.add_argument("--negatives", type=int, default=600, help="clips that are like no other")
     options = parser.parse_args()
     sources = options.videos or [REAL / name for name in SOURCES]
     if not all(source.is_file() for source in sources):
@@ -143,7 +218,8 @@ def main() -> None:
         copies = {key: job.result() for key, job in jobs.items()}
         whole = {stem: job.result() for stem, job in originals.items()}
     start = time.perf_counter()
-    found = compare(copies, whole)
+    evaluation = {(stem, "original"): prints for stem, prints in whole.items()}
+    found = {(*copy, original[0]): offset for copy, original, offset in compare(copies, evaluation)}
     seconds = time.perf_counter() - start
     edits: dict[str, dict[str, Any]] = {}
     for stem, edit in copies:
@@ -159,6 +235,11 @@ def main() -> None:
     # A joined copy rightly holds the other clip as well.
     before = {source.stem: sources[number - 1].stem for number, source in enumerate(sources)}
     false = [key for key in found if key[0] != key[2] and not (key[1] == "joined" and before[key[0]] == key[2])]
+    films = {(stem, edit): {stem, before[stem]} if edit == "joined" else {stem} for stem, edit in copies}
+    films |= {(stem, "original"): {stem} for stem in whole}
+    more = [] if options.videos else [REAL / name for name in MORE_FILMS]
+    negatives = count_false(make_negatives([*sources, *more], options.negatives), copies, whole, films)
+    num_false = len(false) + len(negatives["false_within"]) + len(negatives["false_between"])
     missed = [f"{stem}: {edit}" for stem, edit in copies if (stem, edit, stem) not in found]
     print(
         json.dumps(
@@ -171,8 +252,12 @@ def main() -> None:
                 },
                 "policy": Policy().version,
                 "edits": edits,
-                "negative_pairs": len(copies) * (len(whole) - 1),
                 "false": [list(key) for key in false],
+                "negatives": negatives,
+                "negative_pairs": len(copies) * (len(whole) - 1)
+                + negatives["pairs_within"]
+                + negatives["pairs_between"],
+                "precision": round((len(found) - len(false)) / (len(found) - len(false) + num_false), 5),
                 "missed": missed,
                 "largest_offset_error_seconds": round(max(errors.values(), default=0.0), 3),
                 "offsets_beyond_0.15": {name: round(error, 3) for name, error in errors.items() if error > 0.15},
@@ -182,23 +267,21 @@ def main() -> None:
     )
 
 
-def compare(
-    copies: dict[tuple[str, str], Fingerprints], whole: dict[str, Fingerprints]
-) -> dict[tuple[str, str, str], int]:
-    """Edited copies as training against the originals as evaluation: (copy, edit, original) -> offset in milliseconds."""
-    named: list[Any] = [*copies, *whole]
+def compare(left: dict[Key, Fingerprints], right: dict[Key, Fingerprints] | None = None) -> list[tuple[Key, Key, int]]:
+    """Pairs at level content with their offset in milliseconds: `left` as training against `right` as evaluation, or within `left`."""
+    named = [*left, *(right or {})]
     with tempfile.TemporaryDirectory() as name, comparing() as connection:
         for number in range(len(named)):
-            pool = int(number >= len(copies))
+            pool = int(number >= len(left))
             connection.execute("INSERT INTO clip (number, pool, clip_id) VALUES (?, ?, ?)", [number, pool, str(number)])
         table = Path(name) / "prints.parquet"
-        prints = [*copies.values(), *whole.values()]
+        prints = [*left.values(), *(right or {}).values()]
         commit_fingerprints(table, [(str(number), each) for number, each in enumerate(prints)])
         load_frames(connection, {0: [table], 1: [table]})
         create_pairs(connection)
-        find_content_pairs(connection, Policy(), left=[0], right=[1])
-        rows = connection.execute("SELECT a, b, offset_ms FROM pair").fetchall()
-    return {(*named[a], named[b]): offset for a, b, offset in rows}
+        find_content_pairs(connection, Policy(), left=[0], right=[1] if right is not None else None)
+        rows = connection.execute("SELECT a, b, offset_ms FROM pair ORDER BY a, b").fetchall()
+    return [(named[a], named[b], offset) for a, b, offset in rows]
 
 
 if __name__ == "__main__":
