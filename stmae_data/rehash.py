@@ -24,7 +24,7 @@ from stmae_data.engines import Tick, run_tasks
 from stmae_data.errors import ClipRejected, SetError
 from stmae_data.fingerprint import ALGORITHM, VIEWS, Fingerprints, commit_fingerprints, fingerprint_clip
 from stmae_data.limits import Limits
-from stmae_data.media import POLICY, probe, source_of_bytes
+from stmae_data.media import POLICY, probe, reason_of, source_of_bytes
 from stmae_data.media.picture import read_picture
 from stmae_data.records import set_folder
 from stmae_data.rewrite import finish_rewrite
@@ -34,17 +34,24 @@ __all__ = ["FingerprintReport", "fingerprint_set", "fingerprint_shard"]
 
 _SIDE: Final = 64
 _PER_SECOND: Final = 8
+_NOTHING: Final = np.zeros((1, _SIDE, _SIDE), np.uint8)
+"""A black picture, whose hash has quality 0: the mark of a clip that was looked at and compares with nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class FingerprintReport:
-    """What stands now: `num_made` clips were hashed in `num_shards` shards, `num_kept` had fingerprints of the present algorithm."""
+    """What stands now: `num_made` clips were hashed in `num_shards` shards, `num_kept` had fingerprints of the present algorithm.
+
+    `undecodable` names clips of this run that were stored undecoded and do not decode: they got one hash of quality 0, which compares
+    with nothing.
+    """
 
     set_name: str
     folder: Path
     num_made: int
     num_kept: int
     num_shards: int
+    undecodable: tuple[str, ...] = ()
     algorithm: str = ALGORITHM
 
     def as_json(self) -> dict[str, Any]:
@@ -54,6 +61,7 @@ class FingerprintReport:
             "made": self.num_made,
             "kept": self.num_kept,
             "shards": self.num_shards,
+            "undecodable": list(self.undecodable),
             "algorithm": self.algorithm,
         }
 
@@ -96,17 +104,24 @@ def fingerprint_set(
                 progress("fingerprint", done, total)
 
         tasks = [{"folder": str(folder), "name": name} for name, (ids, is_stale) in todo.items() if ids or is_stale]
-        for _ in run_tasks("stmae_data.rehash:fingerprint_shard", tasks, workers=workers, tick=tick):
-            pass
-    return _report(set_name, folder, todo)
+        receipts = run_tasks("stmae_data.rehash:fingerprint_shard", tasks, workers=workers, tick=tick)
+        undecodable = sorted(clip_id for _, receipt in receipts for clip_id in receipt["undecodable"])
+    return _report(set_name, folder, todo, undecodable)
 
 
-def _report(set_name: str, folder: Path, todo: Mapping[str, tuple[list[str], bool]]) -> FingerprintReport:
+def _report(
+    set_name: str, folder: Path, todo: Mapping[str, tuple[list[str], bool]], undecodable: Sequence[str] = ()
+) -> FingerprintReport:
     made = sum(len(ids) for ids, _ in todo.values())
     ledgers = [ledger_path(folder, name) for name in todo]
     written = files.read_table(ledgers, "SELECT count(*) AS n FROM book WHERE outcome = 'written'")[0]["n"]
     return FingerprintReport(
-        set_name, folder, made, written - made, sum(bool(ids or is_stale) for ids, is_stale in todo.values())
+        set_name,
+        folder,
+        made,
+        written - made,
+        sum(bool(ids or is_stale) for ids, is_stale in todo.values()),
+        tuple(undecodable),
     )
 
 
@@ -134,14 +149,14 @@ def fingerprint_shard(task: Mapping[str, Any], tick: Tick) -> dict[str, Any]:
         tick: told of every clip that is hashed.
 
     Returns:
-        {"name", "made"}.
+        {"name", "made", "undecodable": ids of clips stored undecoded that do not decode}.
     """
     folder, name = Path(task["folder"]), str(task["name"])
-    query = """SELECT clip_id, media_kind, media_offset, media_bytes, stored_sha256, stored_fps, stored_num_frames FROM book
+    query = """SELECT clip_id, media_kind, media_offset, media_bytes, stored_sha256, stored_fps, stored_num_frames, flags FROM book
                WHERE outcome = 'written' ORDER BY ordinal"""
     standing = _standing(fingerprint_path(folder, name))
     clips: list[tuple[str, Fingerprints]] = []
-    made = 0
+    made, undecodable = 0, []
     with (folder / f"{name}.tar").open("rb") as stream:
         for row in files.read_table(ledger_path(folder, name), query):
             prints = standing.get(row["clip_id"])
@@ -152,12 +167,20 @@ def fingerprint_shard(task: Mapping[str, Any], tick: Tick) -> dict[str, Any]:
                     raise SetError(
                         f"{where} is not what its ledger says; verify the set: stmae-data verify {folder.name}"
                     )
-                prints = fingerprint_clip(*_hash_frames(media, row, where))
+                try:
+                    prints = fingerprint_clip(*_hash_frames(media, row))
+                except ClipRejected as rejected:
+                    if "undecoded" not in (row["flags"] or ()):
+                        raise SetError(
+                            f"{where} does not decode ({rejected}); verify the set, then build it again."
+                        ) from rejected
+                    prints = fingerprint_clip(_NOTHING, np.zeros(1, np.int64))
+                    undecodable.append(row["clip_id"])
                 made += 1
                 tick(1)
             clips.append((row["clip_id"], prints))
     commit_fingerprints(fingerprint_path(folder, name), clips)
-    return {"name": name, "made": made}
+    return {"name": name, "made": made, "undecodable": undecodable}
 
 
 def _standing(path: Path) -> dict[str, Fingerprints]:
@@ -183,22 +206,19 @@ def _of_rows(rows: Sequence[Mapping[str, Any]]) -> Fingerprints:
 # Frames to hash
 
 
-def _hash_frames(media: bytes, row: Mapping[str, Any], where: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def _hash_frames(media: bytes, row: Mapping[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """About 8 pictures [N, 64, 64] a second and their times in ms, as at build.
 
     Raises:
-        SetError: the stored clip does not decode.
+        ClipRejected: the stored clip does not decode.
     """
-    try:
-        with source_of_bytes(media) as descriptor:
-            if row["media_kind"] == "image":
-                return read_picture(descriptor).luma[None], np.zeros(1, np.int64)
-            if row["stored_num_frames"] < POLICY.min_frames:
-                return _few_frames(descriptor, row)
-            clip = encode_clip(descriptor, probe(descriptor), encoding=Encoding(mode="copy"))
-            return clip.hash_frames, clip.hash_times_ms
-    except ClipRejected as rejected:
-        raise SetError(f"{where} does not decode ({rejected}); verify the set, then build it again.") from rejected
+    with source_of_bytes(media) as descriptor:
+        if row["media_kind"] == "image":
+            return read_picture(descriptor).luma[None], np.zeros(1, np.int64)
+        if row["stored_num_frames"] < POLICY.min_frames:
+            return _few_frames(descriptor, row)
+        clip = encode_clip(descriptor, probe(descriptor), encoding=Encoding(mode="copy"))
+        return clip.hash_frames, clip.hash_times_ms
 
 
 def _few_frames(descriptor: int, row: Mapping[str, Any]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -208,7 +228,7 @@ def _few_frames(descriptor: int, row: Mapping[str, Any]) -> tuple[NDArray[np.uin
     indices = [int(each) for each in np.unique(eighths, return_index=True)[1]]
     ended = limits.call(_luma_of, descriptor, indices, limits=Limits())
     if ended.kind != "ok":
-        raise SetError(f"{row['clip_id']} does not decode ({ended.errors[:120]}); verify the set, then build it again.")
+        raise ClipRejected(*reason_of(ended))
     pictures = np.frombuffer(base64.b64decode(ended.value), np.uint8).reshape(-1, _SIDE, _SIDE)
     return pictures, np.round(np.array(indices) / fps * 1000).astype(np.int64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def write_video(
             picture = np.roll(texture, tuple(int(each) * index for each in step), (0, 1)).clip(0, 255).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
+
+
+@pytest.fixture(scope="session")
+def video_writer() -> Callable[..., None]:
+    """`write_video`, for fixtures in other files."""
+    return write_video
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,9 @@ def fingerprint(
         report = fingerprint_set(workspace, name, workers=workers, dry_run=dry_run, progress=progress)
     if is_json:
         console.print_json(report.as_json())
+    if report.undecodable:
+        rows = [[clip_id] for clip_id in report.undecodable]
+        console.table("stored undecoded, do not decode: they compare with nothing", ["clip"], rows, is_json=is_json)
     verb = "would be made" if dry_run else "were made"
     console.done(
         f"Fingerprints of {report.num_made} clips {verb}, {report.num_kept} are current ({report.algorithm}), in",

@@ -130,13 +130,13 @@ def _encode(
             interval = {name: row[name] for name in ("is_cut", "start_ms", "end_ms")}
             if (gone := tombstones.problem_of_bytes(sha256, **interval)) is not None:
                 raise ClipRejected(*gone)
+            span = ClipSpan(row["start_ms"], row["end_ms"]) if row["is_cut"] else None
             if encoding.is_of_pictures:
                 clip = encode_picture(descriptor, encoding=encoding)
             elif reader is not None:
-                clip = keep_clip(descriptor, reader, sha256=sha256, encoding=encoding)
+                clip = keep_clip(descriptor, reader, sha256=sha256, encoding=encoding, span=span)
             else:
                 header = media.probe(descriptor)
-                span = ClipSpan(row["start_ms"], row["end_ms"]) if row["is_cut"] else None
                 clip = encode_clip(descriptor, header, encoding=encoding, span=span)
             after = os.fstat(descriptor)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

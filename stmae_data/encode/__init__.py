@@ -35,7 +35,7 @@ from stmae_data.limits import Limits
 from stmae_data.media import POLICY, Header, open_video, read_all, reason_of, source_of_bytes
 from stmae_data.records import ClipSpan, MediaFacts, StoredFacts
 
-__all__ = ["EncodedClip", "Encoding", "encode_clip", "ffmpeg_executable", "ffmpeg_version", "steady_asm"]
+__all__ = ["EncodedClip", "Encoding", "check_span", "encode_clip", "ffmpeg_executable", "ffmpeg_version", "steady_asm"]
 
 
 # Slower claims come from broken time scales; believing them would repeat every frame for minutes.
@@ -77,10 +77,7 @@ def encode_clip(
         UsageError: `copy` and `remux` keep files whole and cannot cut.
     """
     encoding = encoding or Encoding()
-    if span is not None and encoding.keeps_source:
-        raise UsageError(
-            f"Encoding {encoding.mode!r} keeps files whole and cannot cut a span; use layered, lean or fast."
-        )
+    check_span(span, encoding)
     planned_seconds = span.seconds if span is not None else header.planned_seconds
     took: _Pass | None = None
     flags: set[str] = set()
@@ -116,6 +113,18 @@ def encode_clip(
         signals=signals.measure(took.hash_frames, took.hash_times_ms),
         flags=tuple(sorted(flags)),
     )
+
+
+def check_span(span: ClipSpan | None, encoding: Encoding) -> None:
+    """Refuse to cut what is kept as it is.
+
+    Raises:
+        UsageError: there is a span and the encoding keeps files whole.
+    """
+    if span is not None and encoding.keeps_source:
+        raise UsageError(
+            f"Encoding {encoding.mode!r} keeps files whole and cannot cut a span; use layered, lean or fast."
+        )
 
 
 # The pass

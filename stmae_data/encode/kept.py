@@ -17,12 +17,12 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 
 from stmae_data import limits, media
-from stmae_data.encode import EncodedClip
+from stmae_data.encode import EncodedClip, check_span
 from stmae_data.encode.graph import HASH_SIDE_PX, Encoding
 from stmae_data.errors import ClipRejected, Reason
 from stmae_data.limits import Limits, Servant
 from stmae_data.media import POLICY, Header
-from stmae_data.records import MediaFacts, StoredFacts
+from stmae_data.records import ClipSpan, MediaFacts, StoredFacts
 
 __all__ = ["header_reader", "keep_clip"]
 
@@ -34,7 +34,9 @@ def header_reader() -> Iterator[Servant]:
         yield reader
 
 
-def keep_clip(descriptor: int, reader: Servant, *, sha256: str, encoding: Encoding) -> EncodedClip:
+def keep_clip(
+    descriptor: int, reader: Servant, *, sha256: str, encoding: Encoding, span: ClipSpan | None = None
+) -> EncodedClip:
     """Take a file as it is, described by its header and index.
 
     Args:
@@ -42,10 +44,13 @@ def keep_clip(descriptor: int, reader: Servant, *, sha256: str, encoding: Encodi
         reader: from `header_reader`.
         sha256: of the file.
         encoding: `copy` at probe level header.
+        span: what the annotation wants cut out; there must be none.
 
     Raises:
         ClipRejected: it is no video we take, is cut short, or has too few frames.
+        UsageError: a span, which files kept whole cannot be cut to.
     """
+    check_span(span, encoding)
     finished = reader.call(descriptor)
     if finished.kind in {
         "crash",
@@ -118,47 +123,46 @@ def _look_at_index(container: InputContainer, size: int) -> dict[str, Any]:
     header = media.header_of(container, size, decodes=False)
     stream = container.streams[header.stream_index]
     assert isinstance(stream, VideoStream)
-    times, keys, is_cut = _of_index(stream, size) if stream.frames else _of_packets(container, stream)
-    fps = header.claimed_fps
+    ticks, keys, is_cut = _of_index(stream, size) if stream.frames else _of_packets(container, stream)
+    step = 1 / header.claimed_fps if header.claimed_fps else 0.0
     gap = max((after - before for before, after in itertools.pairwise(keys)), default=None)
     return {
         "header": asdict(header),
         "index": {
-            "frames": len(times),
-            "seconds": round(max(times) - min(times) + (1 / fps if fps else 0.0), 6) if times else None,
-            "keyframe_interval": gap or len(times) or None,
+            "frames": len(ticks),
+            "seconds": round(float((max(ticks) - min(ticks)) * (stream.time_base or 1)) + step, 6) if ticks else None,
+            "keyframe_interval": gap or len(ticks) or None,
             "is_cut": is_cut,
         },
     }
 
 
-_Frames = tuple[list[float], list[int], bool]
-"""Seconds of all frames, numbers of the key frames, whether some lie behind the end of the file."""
+_Frames = tuple[list[int], list[int], bool]
+"""Times of all frames in ticks, numbers of the key frames, whether some lie behind the end of the file."""
 
 
 def _of_index(stream: VideoStream, size: int) -> _Frames:
     """From the sample table: nothing is read but the header."""
-    times: list[float] = []
+    ticks: list[int] = []
     keys: list[int] = []
-    base, is_cut = stream.time_base or 1, False
+    is_cut = False
     for entry in stream.index_entries:
         is_whole = entry.pos + entry.size <= size
         is_cut |= not is_whole
         if entry.size and is_whole and not entry.is_discard:
             if entry.is_keyframe:
-                keys.append(len(times))
-            times.append(float(entry.timestamp * base))
-    return times, keys, is_cut
+                keys.append(len(ticks))
+            ticks.append(entry.timestamp)
+    return ticks, keys, is_cut
 
 
 def _of_packets(container: InputContainer, stream: VideoStream) -> _Frames:
     """Containers without a table of all frames (Matroska, fragmented mp4) are read through."""
-    times: list[float] = []
+    ticks: list[int] = []
     keys: list[int] = []
-    base = stream.time_base or 1
     for packet in container.demux(stream):
         if packet.size and packet.pts is not None and not packet.is_discard:
             if packet.is_keyframe:
-                keys.append(len(times))
-            times.append(float(packet.pts * base))
-    return times, keys, False
+                keys.append(len(ticks))
+            ticks.append(packet.pts)
+    return ticks, keys, False

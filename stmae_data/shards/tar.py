@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -71,7 +72,8 @@ def commit_shard(path: Path, samples: Iterable[Sample], *, point: str = "shard")
         Placements in order, sha256 and size in bytes of the tar. No sample at all gives two zero blocks.
     """
     placements = []
-    with files.committing(path, point=point) as stream:
+    with files.committing(path, point=point) as file:
+        stream = _Hashing(file)
         seen: set[str] = set()
         for ordinal, sample in enumerate(samples):
             if not is_valid_key(sample.key) or sample.key in seen:
@@ -83,16 +85,28 @@ def commit_shard(path: Path, samples: Iterable[Sample], *, point: str = "shard")
             media_offset = _add_member(stream, f"{sample.key}.{sample.extension}", sample.media)
             placements.append(Placement(ordinal, json_offset, len(sample.description), media_offset, len(sample.media)))
         stream.write(_END)
-    return placements, files.sha256_file(path), path.stat().st_size
+    return placements, stream.digest.hexdigest(), stream.num_bytes
 
 
-def _add_member(stream: IO[bytes], name: str, data: bytes) -> int:
+class _Hashing:
+    """A file that is hashed as it is written, so that it need not be read again."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest, self.num_bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.num_bytes += len(data)
+
+
+def _add_member(stream: _Hashing, name: str, data: bytes) -> int:
     header = tarfile.TarInfo(name)
     header.size = len(data)
     header.mode = 0o444
     header.uname = header.gname = "stmae"
     stream.write(header.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict"))
-    offset = stream.tell()
+    offset = stream.num_bytes
     stream.write(data)
     stream.write(b"\0" * (-len(data) % _BLOCK))
     return offset

@@ -11,6 +11,7 @@ at probe level header, none.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -28,21 +29,22 @@ from typing import Any
 from stmae_data.build import BuildRequest, build
 from stmae_data.encode import Encoding, ffmpeg_executable, ffmpeg_version
 from stmae_data.encode.graph import _X264, STORED_FPS
-from stmae_data.manifest import load_manifest
+from stmae_data.manifest import Manifest, load_manifest
 
 CASES = {"640x360, 12 s": (640, 360, 12.0, 1), "426x240, 4 s": (426, 240, 4.0, 4), "64x64, 2 s": (64, 64, 2.0, 8)}
 """Width, height, seconds, and how many times more clips than of the first: as Kinetics, as Something-Something, and next to nothing."""
-MANIFEST = 'name = "bench"\nrelease = "1"\nkind = "folder"\nshort_side_px = {side}\nclips_per_shard = {per_shard}\n[splits.train]\n'
+COPIED = {26: 8, 20: 1}
+"""Quality of the clips that are copied, 1.1 and 12.7 MB each, and eighths of how many."""
 
 
-def make_clips(folder: Path, *, count: int, width: int, height: int, seconds: float) -> list[Path]:
+def make_clips(folder: Path, *, count: int, width: int, height: int, seconds: float, crf: int = 20) -> list[Path]:
     """Moving test pictures with noise of their own."""
     folder.mkdir(parents=True)
     made = []
     for number in range(count):
         path = folder / f"{number:03d}.mp4"
         source = f"testsrc2=size={width}x{height}:rate=30:duration={seconds},noise=alls=10:allf=t:all_seed={number}"
-        options = ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p", "-threads", "1"]
+        options = ["-c:v", "libx264", "-preset", "veryfast", "-crf", str(crf), "-pix_fmt", "yuv420p", "-threads", "1"]
         subprocess.run(
             [ffmpeg_executable(), "-v", "error", "-f", "lavfi", "-i", source, *options, str(path)], check=True
         )
@@ -87,16 +89,25 @@ def tar_and_hash(clips: list[Path], out: Path, *, workers: int) -> float:
     return time.perf_counter() - started
 
 
-def ours(clips: list[Path], workspace: Path, *, side: int, workers: int, encoding: Encoding | None = None) -> float:
+def ours(
+    clips: list[Path],
+    workspace: Path,
+    manifest: Manifest,
+    *,
+    workers: int,
+    encoding: Encoding,
+    annotations: tuple[Path, ...] = (),
+) -> float:
     """Seconds that a whole build takes, planning and sealing included."""
     shutil.rmtree(workspace, ignore_errors=True)
     workspace.mkdir()
-    toml = workspace / "bench.toml"
     per_shard = max(1, len(clips) // (4 * workers))  # enough shards to keep every worker busy to the end
-    toml.write_text(MANIFEST.format(side=side, per_shard=per_shard))
+    manifest = dataclasses.replace(manifest, clips_per_shard=per_shard)
+    request = BuildRequest(
+        workspace, manifest, (clips[0].parent,), annotations, name="bench", workers=workers, encoding=encoding
+    )
     started = time.perf_counter()
-    manifest = load_manifest(toml)
-    report = build(BuildRequest(workspace, manifest, roots=(clips[0].parent,), workers=workers, encoding=encoding))
+    report = build(request)
     seconds = time.perf_counter() - started
     assert report.counts["written"] == len(clips), report.counts
     return seconds
@@ -114,12 +125,17 @@ def measure(folder: Path, name: str, *, count: int, rounds: int, workers: int) -
     count *= times_more
     side = min(256, height)
     clips = make_clips(folder / "raw", count=count, width=width, height=height, seconds=seconds)
+    encoding = Encoding(short_side_px=side)
+    runs = {
+        "ffmpeg": lambda: bare(clips, folder / "ffmpeg", side=side, workers=workers),
+        "ours": lambda: ours(clips, folder / "ours", load_manifest("web"), workers=workers, encoding=encoding),
+    }
     times: dict[str, list[float]] = {"ours": [], "ffmpeg": []}
     work: dict[str, list[float]] = {"ours": [], "ffmpeg": []}
     for _ in range(rounds):
-        for what, run in (("ffmpeg", bare), ("ours", ours)):
+        for what, run in runs.items():
             before = processor_seconds()
-            times[what].append(run(clips, folder / what, side=side, workers=workers))
+            times[what].append(run())
             work[what].append(processor_seconds() - before)
     medians = {what: statistics.median(each) for what, each in times.items()}
     processor = {what: statistics.median(each) for what, each in work.items()}
@@ -135,27 +151,30 @@ def measure(folder: Path, name: str, *, count: int, rounds: int, workers: int) -
     }
 
 
-def measure_copy(folder: Path, *, count: int, rounds: int, workers: int) -> dict[str, Any]:
+def measure_copy(folder: Path, *, count: int, crf: int, rounds: int, workers: int) -> dict[str, Any]:
     """`copy` at both probe levels beside tar and sha256sum; clips of 12 s in many copies, each with a box of its own at the end."""
     width, height, seconds, _ = CASES["640x360, 12 s"]
-    made = make_clips(folder / "made", count=4, width=width, height=height, seconds=seconds)
+    made = make_clips(folder / "made", count=4, width=width, height=height, seconds=seconds, crf=crf)
     (folder / "raw").mkdir()
-    clips = [folder / "raw" / f"{number:04d}.mp4" for number in range(count)]
+    clips = [folder / "raw" / f"clip{number:07d}_000000_000012.mp4" for number in range(count)]
     for number, path in enumerate(clips):
         free = (12).to_bytes(4) + b"free" + number.to_bytes(4)
         path.write_bytes(made[number % len(made)].read_bytes() + free)
+    table = folder / "train.csv"
+    lines = [f"running,{path.stem[:11]},0,12,train" for path in clips]
+    table.write_text("\n".join(["label,youtube_id,time_start,time_end,split", *lines]) + "\n")
     few = clips[: max(workers, count // 16)]  # decoding takes long: a share of the files tells its time
     (folder / "few").mkdir()
     few = [Path(shutil.copy(path, folder / "few")) for path in few]
-    header = Encoding("copy", height, "header")
     times: dict[str, list[float]] = {"tar and sha256sum": [], "copy, header": [], "copy, full": []}
     for _ in range(rounds):
         times["tar and sha256sum"].append(tar_and_hash(clips, folder / "theirs", workers=workers) / count)
-        times["copy, header"].append(
-            ours(clips, folder / "ours", side=height, workers=workers, encoding=header) / count
-        )
-        full = ours(few, folder / "ours", side=height, workers=workers, encoding=Encoding("copy", height))
-        times["copy, full"].append(full / len(few))
+        for level, some in (("header", clips), ("full", few)):
+            encoding = Encoding("copy", height, level)
+            seconds = ours(
+                some, folder / "ours", load_manifest("k400"), workers=workers, encoding=encoding, annotations=(table,)
+            )
+            times[f"copy, {level}"].append(seconds / len(some))
     medians = {what: statistics.median(each) for what, each in times.items()}
     return {
         "what": "copy",
@@ -171,7 +190,9 @@ def measure_copy(folder: Path, *, count: int, rounds: int, workers: int) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=int, default=16, help="clips of 12 s; of the shorter ones more")
-    parser.add_argument("--copies", type=int, default=512, help="clips of 12 s that are copied")
+    parser.add_argument(
+        "--copies", type=int, default=1536, help="clips of 1.1 MB that are copied; of the large ones an eighth"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -180,8 +201,9 @@ def main() -> None:
     for name in CASES:
         with tempfile.TemporaryDirectory() as folder:
             cells.append(measure(Path(folder), name, count=options.clips, **settings))
-    with tempfile.TemporaryDirectory() as folder:
-        cells.append(measure_copy(Path(folder), count=options.copies, **settings))
+    for crf, count in COPIED.items():
+        with tempfile.TemporaryDirectory() as folder:
+            cells.append(measure_copy(Path(folder), count=max(16, options.copies * count // 8), crf=crf, **settings))
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     versions = {"python": platform.python_version(), "ffmpeg": ffmpeg_version()}
     sys.stdout.write(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from stmae_data.limits import Limits, call, has_network_sandbox, run
+from stmae_data.limits import Limits, call, has_network_sandbox, run, servant
 
 SMALL = Limits(cpu_seconds=1.0)
 
@@ -111,3 +111,43 @@ def test_a_called_function_gives_back_its_value_or_its_error() -> None:
     assert call(lambda: os.kill(os.getpid(), signal.SIGSEGV), limits=Limits()).kind == "crash"
     assert call(lambda: time.sleep(60), limits=SMALL).kind == "timeout"
     assert call(lambda: len(bytearray(3 << 30)), limits=Limits()).kind == "oom"
+
+
+def look(descriptor: int) -> str:
+    """What the file says: its text, or an end that the text asks for."""
+    text = os.pread(descriptor, 100, 0).decode()
+    match text:
+        case "crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "spin":
+            while True:
+                pass
+        case "hungry":
+            bytearray(3 << 30)
+        case "leave":
+            os._exit(0)
+    if text == "complain":
+        raise ValueError("what is this")
+    return f"{text} by {os.getpid()}"
+
+
+def test_a_servant_answers_many_calls_and_a_death_takes_one_along(tmp_path: Path) -> None:
+    def ask(text: str) -> tuple[str, str]:
+        (tmp_path / "file").write_text(text)
+        with (tmp_path / "file").open("rb") as stream:
+            ended = kept.call(stream.fileno())
+        return ended.kind, str(ended.value if ended.kind == "ok" else ended.errors)
+
+    with servant(look, limits=SMALL, calls=5) as kept:
+        first = [ask("one"), ask("two")]
+        assert [kind for kind, _ in first] == ["ok", "ok"] and len({said.split(" by ")[1] for _, said in first}) == 1
+        assert ask("complain") == ("error", "ValueError: what is this")
+        assert ask("hungry")[0] == "oom"
+        fifth, sixth = ask("five"), ask("six")  # a child serves five calls
+        assert fifth[1].split(" by ")[1] == first[0][1].split(" by ")[1] != sixth[1].split(" by ")[1]
+        for text, kind in (("crash", "crash"), ("spin", "timeout"), ("leave", "error")):
+            assert ask(text)[0] == kind
+            assert ask("after")[1].startswith("after by ")
+        last = int(ask("last")[1].split(" by ")[1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(last, 0)
