@@ -96,6 +96,9 @@ class ModelConfig:
     # from the encoder's last block (MaskFeat's head, golden sf_dense_encoder); widths must then be equal.
     decoder_input: Literal["projected", "plain"] = "projected"
     decoder_embed_bias: bool = True
+    encoder_norm: bool = (
+        True  # False: a projected decoder reads the last block itself (transformers' VideoMAE with mean pooling)
+    )
     # "cross": hidden tokens look at visible ones alone, not at each other; share: of the hidden tokens that are decoded.
     decoder_attention: Literal["self", "cross"] = "self"
     decoded_share: float = 1.0

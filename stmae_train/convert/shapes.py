@@ -54,7 +54,7 @@ def seen_options(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
     options |= _positions(tensors, options, begin=begin)
     if kernel.ndim == 4:
         options["num_frames"] = 1
-    return options | _decoder(tensors, options, lineage=lineage)
+    return options | _decoder(tensors, options, lineage=lineage, begin=begin)
 
 
 def _positions(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, begin: str) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _is_sincos(rows: Tensor, side: int) -> bool:
     return torch.allclose(rows.float(), fixed, rtol=0, atol=1e-4)
 
 
-def _decoder(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, lineage: str) -> dict[str, Any]:
+def _decoder(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, lineage: str, begin: str) -> dict[str, Any]:
     """Options of the decoder and the target's size, where there is a decoder."""
     blocks, head, embed = {
         "videomae": ("decoder.blocks.", "decoder.head.weight", "encoder_to_decoder"),
@@ -115,7 +115,9 @@ def _decoder(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, linea
         "decoder_input": "projected" if f"{embed}.weight" in tensors else "plain",
         "decoder_embed_bias": f"{embed}.bias" in tensors,
     }
-    if found["decoder_input"] == "plain":
+    if found["decoder_input"] == "projected":
+        found["encoder_norm"] = f"{begin}norm.weight" in tensors
+    else:
         found |= {"dense_encoder": tensors["mask_token"].shape[-1] == options["width"], "decoder_embed_bias": True}
     if lineage != "videomae":
         if options["class_token"]:

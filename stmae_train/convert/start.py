@@ -39,6 +39,7 @@ DECODER = [
     "decoder_positions",
     "decoder_input",
     "decoder_embed_bias",
+    "encoder_norm",
     "decoder_attention",
     "last_norm_eps",
     "dense_encoder",

@@ -200,8 +200,8 @@ def _settings(weights: Weights, *, is_video: bool, has_decoder: bool, has_head: 
     }
     if is_video:
         found |= {"num_frames": config.num_frames, "tubelet_size": config.tubelet_frames}
-        # Pre-training keeps the encoder's last norm; fine-tuning with a fresh norm does not (SPEC-models A3.8).
-        found["use_mean_pooling"] = has_head and pooling == "mean-fresh-norm"
+        # Published pre-training keeps the encoder's last norm; fine-tuning with a fresh norm does not (SPEC-models A3.8).
+        found["use_mean_pooling"] = pooling == "mean-fresh-norm" if has_head else not config.encoder_norm
     if has_decoder:
         found |= {
             "decoder_hidden_size": config.decoder_width,

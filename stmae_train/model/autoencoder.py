@@ -47,7 +47,7 @@ class MaskedAutoencoder(nn.Module):
         # The basis or tokenizer behind a "pca" or "tokens" target; no part of the model, so it is in no checkpoint.
         self.teacher: Teacher | None = None
         # A plain decoder goes on from the last block: MaskFeat's pre-training model has no encoder norm.
-        self.encoder = Encoder(config, final_norm=config.decoder_input == "projected")
+        self.encoder = Encoder(config, final_norm=config.encoder_norm and config.decoder_input == "projected")
         self.mask_token = nn.Parameter(
             torch.zeros(1, 1, config.width if config.dense_encoder else config.decoder_width)
         )

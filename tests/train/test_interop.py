@@ -66,10 +66,13 @@ def random_clips(*size: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(5))
 
 
-@pytest.mark.parametrize("is_normalised", [True, False])
-def test_videomae_pretraining_goes_there_and_back(transformers: Any, is_normalised: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("is_normalised", "has_mean_pooling"), [(True, False), (False, False), (True, True)])
+def test_videomae_pretraining_goes_there_and_back(
+    transformers: Any, is_normalised: bool, has_mean_pooling: bool, tmp_path: Path
+) -> None:
+    """Mean pooling, transformers' default that no published pre-training has, leaves out the encoder's last norm."""
     config = transformers.VideoMAEConfig(
-        **SIZES, **DECODER, **VIDEO, use_mean_pooling=False, norm_pix_loss=is_normalised
+        **SIZES, **DECODER, **VIDEO, use_mean_pooling=has_mean_pooling, norm_pix_loss=is_normalised
     )
     theirs = shaken(transformers.VideoMAEForPreTraining(config))
     theirs.save_pretrained(tmp_path / "in")
@@ -77,6 +80,7 @@ def test_videomae_pretraining_goes_there_and_back(transformers: Any, is_normalis
     assert weights.metadata["layout"] == "transformers-videomae" and weights.metadata["kind"] == "pretrain"
     ours = load_autoencoder(weights, where="test").eval()
     assert ours.config.target == ("normalized-per-color" if is_normalised else "pixels")
+    assert ours.config.encoder_norm is not has_mean_pooling
     clips, mask = random_clips(2, 3, 8, 32, 32), draw_masks(ours.config, seed=0, sample_numbers=[0, 1])
     with torch.no_grad():
         wanted, found = theirs(clips.transpose(1, 2), bool_masked_pos=mask), ours(clips, mask=mask)
