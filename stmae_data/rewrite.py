@@ -7,7 +7,7 @@ rewrite.json says and ends with the same bytes: every step looks at keys, never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from stmae_data import files
 from stmae_data.errors import Reason, SetError
 from stmae_data.records import set_folder
 from stmae_data.shards import (
+    OWN_KEYS,
     Sample,
     ShardSet,
     commit_ledger,
@@ -25,13 +26,15 @@ from stmae_data.shards import (
     fingerprint_path,
     iterate_tar,
     ledger_path,
+    on_a_store,
     open_set,
     read_range,
     seal_set,
     shard_info,
+    store_url,
 )
 
-__all__ = ["REMOVED_COLUMNS", "RewriteReport", "Verdict", "finish_rewrite", "rewrite"]
+__all__ = ["REMOVED_COLUMNS", "RewriteReport", "Verdict", "finish_rewrite", "refuse_on_store", "rewrite"]
 
 REMOVED_COLUMNS: Final = {
     "clip_id": "VARCHAR",
@@ -107,6 +110,7 @@ def rewrite(
     source = set_folder(workspace, set_name)
     if not source.is_dir():
         open_set(workspace, set_name)  # says which sets there are
+    refuse_on_store(workspace, [set_name])
     with ExitStack() as stack:
         stack.enter_context(files.lock(source / "meta" / "LOCK", what=f"Set {set_name}"))
         _sweep(source)
@@ -131,6 +135,17 @@ def rewrite(
         intent = _intent(found, verdicts, run_id=run_id, removed_at=removed_at, target=to)
         done = _standing(target, intent)
         return done or _start(target, intent, prepare, progress)
+
+
+def refuse_on_store(workspace: Path, set_names: Iterable[str]) -> None:
+    """Nothing is taken out of a set on a store; asked before the first of several sets changes.
+
+    Raises:
+        SetError: one of the sets stands on a store.
+    """
+    for name in set_names:
+        if (url := store_url(set_folder(workspace, name))) is not None:
+            raise on_a_store(name, url)
 
 
 def finish_rewrite(workspace: Path, set_name: str) -> bool:
@@ -371,18 +386,6 @@ def _note_removed(folder: Path, intent: dict[str, Any]) -> None:
 
 def _seal(folder: Path, seal: dict[str, Any], intent: dict[str, Any], names: Sequence[str]) -> str:
     """The new `set.json`: same origin, new version, counts taken from the ledgers."""
-    said = {
-        "schema_version",
-        "name",
-        "version",
-        "digest",
-        "created_from",
-        "recipe",
-        "splits",
-        "counts",
-        "parents",
-        "versions",
-    }
     return seal_set(
         folder,
         [shard_info(folder, name) for name in names],
@@ -393,5 +396,5 @@ def _seal(folder: Path, seal: dict[str, Any], intent: dict[str, Any], names: Seq
         counts=count_outcomes([ledger_path(folder, name) for name in names]),
         parents=[intent["parent"]] if "source" in intent else seal["parents"],
         versions=seal["versions"],
-        extra={**{key: value for key, value in seal.items() if key not in said}, "rewritten_by": intent["run_id"]},
+        extra={**{key: value for key, value in seal.items() if key not in OWN_KEYS}, "rewritten_by": intent["run_id"]},
     )

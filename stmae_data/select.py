@@ -102,11 +102,11 @@ def make_selection(
         UsageError: a number or name that cannot be; SetError: a set is missing or damaged.
     """
     _check(name, per_class=per_class, samples=samples, share=share, hours=hours)
-    found = open_set(workspace, source.set_name)
+    found = open_set(workspace, source.set_name, books_only=True)
     sets = {found.name: found}
     for other in (hashtags_of, minus and minus.set_name, like and like.set_name):
         if other and other not in sets:
-            sets[other] = open_set(workspace, other)
+            sets[other] = open_set(workspace, other, books_only=True)
     description = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -161,7 +161,8 @@ def selected_clips(workspace: Path, reference: SetRef) -> frozenset[str]:
         SetError: no such set or split; SelectionError: no such selection.
     """
     return frozenset(
-        clip.clip_id for clip in _candidates(workspace, open_set(workspace, reference.set_name), reference)
+        clip.clip_id
+        for clip in _candidates(workspace, open_set(workspace, reference.set_name, books_only=True), reference)
     )
 
 
@@ -178,9 +179,11 @@ def named_sample(workspace: Path, name: str, *, count: int) -> tuple[NamedClip, 
     if said["hashtags_of"] is None:
         raise SelectionError(f"Selection {name} was not made by hashtags; make one: stmae-data select --hashtags-of.")
     source = SetRef.parse(said["from"])
-    clips = _candidates(workspace, open_set(workspace, source.set_name), dataclasses.replace(source, selection=name))
+    clips = _candidates(
+        workspace, open_set(workspace, source.set_name, books_only=True), dataclasses.replace(source, selection=name)
+    )
     by_id = {clip.clip_id: clip for clip in clips}
-    named_by = open_set(workspace, said["hashtags_of"])
+    named_by = open_set(workspace, said["hashtags_of"], books_only=True)
     names = class_named(_labels(named_by), _synonyms(named_by))
     rows = files.read_table(path.with_suffix(".parquet"), "SELECT clip_id FROM book ORDER BY ordinal LIMIT ?", [count])
     found = []

@@ -7,6 +7,7 @@ Reached through fsspec: `s3://bucket/sets`, `gs://…`, `memory://…`; credenti
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import socket
@@ -114,6 +115,28 @@ class Store:
         with self._told("read"):
             found: bytes = self.filesystem.cat_file(f"{self.root}/{name}")
             return found
+
+    def sha256(self, name: str) -> str:
+        """Hash of an object's bytes, read piece by piece.
+
+        Raises:
+            StorageError: the store does not answer, or has no such object.
+        """
+        digest = hashlib.sha256()
+        with self._told("read"), self.filesystem.open(f"{self.root}/{name}", "rb") as source:
+            while piece := source.read(1 << 22):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    def remove(self, name: str) -> None:
+        """Take one object away.
+
+        Raises:
+            StorageError: the store does not answer, or has no such object.
+        """
+        files.fault_point("store_remove")
+        with self._told("write"):
+            self.filesystem.rm_file(f"{self.root}/{name}")
 
     @contextlib.contextmanager
     def lock(self, name: str, *, what: str) -> Iterator[None]:

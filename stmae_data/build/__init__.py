@@ -32,7 +32,7 @@ from stmae_data.engines import check_engine, run_tasks
 from stmae_data.errors import Reason, SetError, SourceError, UsageError
 from stmae_data.manifest import Manifest
 from stmae_data.records import Job, set_folder
-from stmae_data.shards import count_outcomes, ledger_path
+from stmae_data.shards import count_outcomes, ledger_path, store_url
 from stmae_data.sources import SourceListing, rows_for
 
 __all__ = ["BuildReport", "BuildRequest", "Job", "build", "reasons_of"]
@@ -117,10 +117,12 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
     """
     if request.job is not None and request.retry:
         raise UsageError("A retry is done by one command: leave out --job or --retry-failed.")
-    if request.job is not None and request.store is not None:
-        raise UsageError("A set on a store is built by one command: leave out --job or --store.")
     started = time.monotonic()
     folder = set_folder(request.workspace, request.set_name)
+    if request.job is not None and (request.store or store_url(folder)) is not None:
+        raise UsageError(
+            "A set on a store is built by one command: leave out --job, or --store and choose another --name."
+        )
     encoding = _encoding(request)
     ffmpeg_executable()  # a missing tool stops the build before work starts
     check_engine(request.engine)

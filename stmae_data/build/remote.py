@@ -1,14 +1,15 @@
 """A build whose set stands on an object store: the workspace keeps its books, each tar goes as soon as its shard is committed here.
 
-What stands on the store is the truth: books that are missing here are fetched first, so that any machine can go on with a build. The order
-of sending is the order of the laws: plan, then tar, fingerprints and ledger of each shard, `set.json` last.
+What stands on the store is the truth: books that are missing here are fetched first, so that any machine can go on with a build, and where
+another machine has been at work since, its books replace those here. The order of sending is the order of the laws: plan, then tar,
+fingerprints and ledger of each shard, `set.json` last; what stands no longer is taken away before it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,16 @@ __all__ = ["Outpost", "outpost"]
 _LOCK = "meta/LOCK"
 _SEAL = "meta/set.json"
 _OWN = "meta/store.json"
-_PLANS = ("meta/reconciliation.parquet", "meta/plan.json", "meta/plan.parquet")  # the plan itself last
+_RETRY = "meta/retry.parquet"
+_PLANS = (
+    "meta/reconciliation.parquet",
+    "meta/plan.json",
+    "meta/plan.parquet",
+    _RETRY,
+)  # what says that there is a plan comes last
+_HEADS = (*_PLANS[1:], _SEAL)
+"""Whoever works on a set changes one of these first or last."""
+_SHARD = re.compile(r"(?:meta/(?:ledger|fingerprints)/)?([a-z]+-\d{6})\.(?:tar|parquet)")
 
 
 class Outpost:
@@ -31,7 +41,8 @@ class Outpost:
     def __init__(self, store: Store, folder: Path) -> None:
         self.store, self.folder = store, folder
         path = folder / _OWN
-        said: dict[str, Any] = files.read_json(path) if path.exists() else {"url": store.url, "sent": {}}
+        self.is_new = not path.exists()
+        said: dict[str, Any] = {"url": store.url, "sent": {}} if self.is_new else files.read_json(path)
         if said["url"] != store.url:
             raise UsageError(
                 f"Set {folder.name} of this workspace goes to {said['url']}, not {store.url}; keep the store, or build with --name."
@@ -39,22 +50,54 @@ class Outpost:
         self.sent: dict[str, str] = said["sent"]
 
     def fetch_books(self) -> None:
-        """Bring every book that is missing here; forget shards whose commit never arrived and whose tar is gone."""
+        """Bring every book that is missing here; where another machine has been at work since, all of them, and forget our own work.
+
+        Raises:
+            UsageError: a set that was built here would be replaced by another one on the store.
+        """
         there = self.store.names()
+        if self.is_new and _PLANS[2] in there and (self.folder / _PLANS[2]).exists():
+            raise UsageError(
+                f"A set {self.folder.name} stands in this workspace already, and another on {self.store.url}; build with --name."
+            )
+        self.sent = {name: digest for name, digest in self.sent.items() if name in there or name == _RETRY}
+        is_old = self._is_old(there)
         books = [name for name in there if name.startswith("meta/") and name not in (_LOCK, _OWN)]
-        # Where another machine has sealed since, what stands here is old.
-        is_old = _SEAL in there and hashlib.sha256(self.store.read(_SEAL)).hexdigest() != self.sent.get(_SEAL)
         for name in books:
             path = self.folder / name
             if is_old or not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self.store.get(name, path)
                 self.sent[name] = files.sha256_file(path)
+        self._forget(there, is_old=is_old)
+        self.sent = {name: digest for name, digest in self.sent.items() if name in there}
+        self._note()
+
+    def _is_old(self, there: Container[str]) -> bool:
+        """Whether another machine has planned, retried or sealed since: the store holds another book than we sent or fetched last."""
+        if _RETRY in self.sent and _RETRY not in there:
+            return True  # somebody has finished what we began
+        return any(self.store.sha256(name) != self.sent.get(name) for name in _HEADS if name in there)
+
+    def _forget(self, there: Container[str], *, is_old: bool) -> None:
+        """Remove work that never arrived: a ledger whose tar is gone; of an older plan also plan, seal, and every ledger and tar.
+
+        Books no build makes (decisions, embeddings) stay.
+        """
         for path in sorted((self.folder / "meta" / "ledger").glob("*.parquet")):
             tar = self.folder / f"{path.stem}.tar"
-            if f"meta/ledger/{path.name}" not in there and not tar.exists() and f"{path.stem}.tar" not in there:
-                files.remove_file(path, point="store_forget")
-        self._note()
+            is_lost = not tar.exists() and tar.name not in there
+            if f"meta/ledger/{path.name}" not in there and (is_old or is_lost):
+                for book in (path, fingerprint_path(self.folder, path.stem)):
+                    if book.exists():
+                        files.remove_file(book, point="store_forget")
+        if not is_old:
+            return
+        for tar in sorted(self.folder.glob("*.tar")):
+            files.remove_file(tar, point="store_forget")
+        for name in (_SEAL, *reversed(_PLANS)):
+            if name not in there:
+                files.remove_file(self.folder / name, point="store_forget")
 
     def send_plan(self) -> None:
         """The plan stands before work starts."""
@@ -81,8 +124,19 @@ class Outpost:
             if path.is_file() and not path.name.startswith(files.TEMP_PREFIX)
         )
         self._send_changed([name for name in books if name not in (_LOCK, _OWN, _SEAL)])
+        there = self.store.names()
+        for name in sorted(there):
+            if (shard := _SHARD.fullmatch(name)) and not ledger_path(self.folder, shard[1]).exists():
+                self._take_away(name)  # of a retry that recovered nothing
         if (self.folder / _SEAL).exists():
             self._send_changed([_SEAL])
+        if _RETRY in there and not (self.folder / _RETRY).exists():
+            self._take_away(_RETRY)
+        self._note()
+
+    def _take_away(self, name: str) -> None:
+        self.store.remove(name)
+        self.sent.pop(name, None)
 
     def _send_changed(self, names: list[str]) -> None:
         for name in names:

@@ -182,6 +182,7 @@ def _ledger(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def _commit(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    """Write a ledger of a tar that does not change."""
+    """Write a ledger of a tar that does not change, and may stand on a store."""
     footer = files.read_table_metadata(ledger_path(folder, name))
-    commit_ledger(folder, name, rows, tar_sha256=footer["tar_sha256"], point="settle")
+    size = int(footer["tar_bytes"])
+    commit_ledger(folder, name, rows, tar_sha256=footer["tar_sha256"], tar_bytes=size, point="settle")

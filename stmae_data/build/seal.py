@@ -13,26 +13,9 @@ from stmae_data.build.plan import Plan
 from stmae_data.encode import Encoding, ffmpeg_version
 from stmae_data.errors import SetError
 from stmae_data.manifest import Manifest
-from stmae_data.shards import ShardInfo, count_outcomes, seal_set, shard_info
+from stmae_data.shards import OWN_KEYS, ShardInfo, count_outcomes, seal_set, shard_info
 
 __all__ = ["seal_build", "sealed_shards"]
-
-_OWN = frozenset(
-    {
-        "schema_version",
-        "name",
-        "version",
-        "digest",
-        "created_from",
-        "recipe",
-        "splits",
-        "counts",
-        "parents",
-        "versions",
-        "sources",
-        "seal_sha256",
-    }
-)
 
 
 def sealed_shards(folder: Path) -> frozenset[str]:
@@ -85,7 +68,7 @@ def seal_build(
         parents=previous["parents"] if previous else [],
         versions=_versions(encoding),
         extra={
-            **{key: value for key, value in (previous or {}).items() if key not in _OWN},
+            **{key: value for key, value in (previous or {}).items() if key not in OWN_KEYS},
             "sources": [_source_line(manifest)],
         },
     )

@@ -23,7 +23,7 @@ from stmae_data.dedup.reports import DedupReport, FoundPair, LeakCounts, LeakRep
 from stmae_data.errors import SetError, UsageError
 from stmae_data.fingerprint import ALGORITHM
 from stmae_data.records import LEVELS, SetRef, set_folder
-from stmae_data.rewrite import RewriteReport, finish_rewrite, rewrite
+from stmae_data.rewrite import RewriteReport, finish_rewrite, refuse_on_store, rewrite
 from stmae_data.shards import open_set
 
 __all__ = [
@@ -108,13 +108,11 @@ def dedup(
         show(report)
     if dry_run:
         return report
-    written = tuple(
-        _apply(workspace, name, found, going[name], runs[name], rules, to, progress)
-        for name in set_names
-        if going[name] or found.filtered_of(name) or to is not None
-    )
+    changing = [name for name in set_names if going[name] or found.filtered_of(name) or to is not None]
+    refuse_on_store(workspace, changing)
+    written = tuple(_apply(workspace, name, found, going[name], runs[name], rules, to, progress) for name in changing)
     for name in set_names:
-        if not going[name] and not found.filtered_of(name) and to is None:
+        if name not in changing:
             _note(workspace, name, found, runs[name], rules)
     return replace(report, is_applied=bool(written), sets=written)
 
@@ -201,7 +199,11 @@ def _training_pools(workspace: Path, text: str) -> list[Pool]:
         raise UsageError(f"{text} is a selection, which owns no clips; name its set, {reference.set_name}.")
     if ":" in text:
         return [pool_of(workspace, reference)]
-    splits = [split for split in open_set(workspace, reference.set_name).splits if split not in EVALUATION_SPLITS]
+    splits = [
+        split
+        for split in open_set(workspace, reference.set_name, books_only=True).splits
+        if split not in EVALUATION_SPLITS
+    ]
     return [pool_of(workspace, SetRef(reference.set_name, split)) for split in splits]
 
 
@@ -212,7 +214,9 @@ def _evaluation_pools(workspace: Path, texts: Sequence[str]) -> list[Pool]:
         if ":" in text or "/" in text or "." in text:
             found = [pool_of(workspace, text, default_split="val")]
         else:
-            splits = [split for split in open_set(workspace, text).splits if split in EVALUATION_SPLITS]
+            splits = [
+                split for split in open_set(workspace, text, books_only=True).splits if split in EVALUATION_SPLITS
+            ]
             found = [pool_of(workspace, SetRef(text, split)) for split in splits]
         for pool in found:
             pools.setdefault(pool.digest, pool)

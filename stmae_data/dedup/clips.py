@@ -72,7 +72,7 @@ def pool_of(workspace: Path, text: str | SetRef, *, default_split: str = "train"
             raise SourceError(f"There is no table {text}; name a csv, json or parquet file, or a set as SET[:SPLIT].")
         return Pool(path.name, files.sha256_file(path), table=path)
     reference = SetRef.parse(text, default_split=default_split) if isinstance(text, str) else text
-    found = open_set(workspace, reference.set_name)
+    found = open_set(workspace, reference.set_name, books_only=True)
     digest = set_digest(found.of_split(reference.split))
     selection = None
     if reference.selection is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from stmae_data.errors import Reason
 from stmae_data.limits import Finished
 
@@ -10,7 +12,8 @@ __all__ = ["reason_of"]
 
 def reason_of(finished: Finished) -> tuple[Reason, str]:
     """The reason, and a short detail, that a child's failed end stands for."""
-    lines = [line.strip() for line in finished.errors.splitlines() if line.strip()]
+    told = _ADDRESS.sub("", finished.errors)  # places in the decoder's memory are others in every run; ledgers are not
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
     detail = lines[-1][:200] if lines else f"ended with {finished.returncode}"
     match finished.kind:
         case "timeout":
@@ -25,6 +28,8 @@ def reason_of(finished: Finished) -> tuple[Reason, str]:
             return reason, detail
     return Reason.INTERNAL_ERROR, detail
 
+
+_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
 
 _COMPLAINTS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (Reason.BOMB, ("picture size", "invalid dimensions", "max_pixels", "image area")),

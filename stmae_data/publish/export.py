@@ -120,13 +120,13 @@ def export(
     path = out or workspace / "exports" / f"{name}{ending}"
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name the file to write with --out.")
-    with _noted(workspace, reference) as (found, connection):
+    with _noted(workspace, reference, is_unpacked=is_unpacked) as (found, connection):
         return write(_Request(path, reference, found, connection, is_unpacked))
 
 
 @contextlib.contextmanager
-def _noted(workspace: Path, reference: SetRef) -> Iterator[tuple[ShardSet, Any]]:
-    found = open_set(workspace, reference.set_name)
+def _noted(workspace: Path, reference: SetRef, *, is_unpacked: bool) -> Iterator[tuple[ShardSet, Any]]:
+    found = open_set(workspace, reference.set_name, books_only=not is_unpacked)
     ids = sample_index(workspace, reference).clip_ids.tolist()
     ledgers = [str(path) for path in found.ledgers(reference.split)]
     connection = files.connect()

@@ -87,7 +87,7 @@ def read_facts(workspace: Path, set_name: str) -> CardFacts:
     Raises:
         SetError: the set is missing, unsealed or its ledgers are damaged.
     """
-    found = open_set(workspace, set_name)
+    found = open_set(workspace, set_name, books_only=True)
     ledgers = found.ledgers()
     labels, indices = _labels(ledgers)
     general = files.read_table(

@@ -18,9 +18,11 @@ from stmae_data import files
 from stmae_data.catalog import find_books
 from stmae_data.catalog.books import DECISION_COLUMNS
 from stmae_data.errors import Reason, SelectionError, SetError, UsageError
+from stmae_data.records import set_folder
 from stmae_data.remove.match import Hit, hits_in, kin_in
 from stmae_data.remove.wanted import Wanted, read_wanted
-from stmae_data.rewrite import RewriteReport, Verdict, finish_rewrite, rewrite
+from stmae_data.rewrite import RewriteReport, Verdict, finish_rewrite, refuse_on_store, rewrite
+from stmae_data.shards import store_url
 from stmae_data.sources import source_path
 
 __all__ = ["RemoveReport", "Wanted", "read_wanted", "remove"]
@@ -116,6 +118,11 @@ def _remove(
         for name in names:
             finish_rewrite(workspace, name)
     kin = {each for name in names for each in kin_in(workspace, name, wanted)}
+    if written is not None:  # before the first set changes
+        away = [name for name in names if store_url(set_folder(workspace, name)) is not None]
+        refuse_on_store(
+            workspace, [name for name in away if any(map(_is_going, hits_in(workspace, name, wanted, kin)[0]))]
+        )
     hits: dict[tuple[str, str], Hit] = {}
     found: set[tuple[str, str]] = set()
     for name in names:
@@ -124,7 +131,7 @@ def _remove(
             found |= matched
             for hit in mine:  # the first look at a row tells what it was
                 hits.setdefault((name, hit.row_id), hit)
-            going = [hit for hit in mine if not hit.is_waiting and (hit.is_written or not hit.is_removed)]
+            going = [hit for hit in mine if _is_going(hit)]
             if written is None or not going:
                 break
             written.append(_apply(workspace, name, going, wanted, reason, removed_at, progress))
@@ -154,6 +161,10 @@ def _remove(
             f"finish its build (stmae-data build), then run the same command again."
         )
     return report
+
+
+def _is_going(hit: Hit) -> bool:
+    return not hit.is_waiting and (hit.is_written or not hit.is_removed)
 
 
 def _apply(

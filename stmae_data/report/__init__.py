@@ -19,6 +19,7 @@ from stmae_data.report.page import render
 from stmae_data.report.review import render_review
 from stmae_data.report.sample import render_sample
 from stmae_data.report.text import cut, human_bytes, human_count
+from stmae_data.shards import store_url
 
 __all__ = ["render_report", "render_review", "render_sample"]
 
@@ -63,6 +64,7 @@ def render_report(workspace: Path, set_name: str, *, thumbnails: int = 24, thumb
             reasons=facts.reason_lines(counted.reasons),
             flags=facts.flag_lines(_sum_flags(counted)),
             pictures=facts.thumbnails(connection, book, count=thumbnails, width_px=thumbnail_width_px),
+            store=store_url(book.folder),
             classes=classes,
             tags=facts.tag_counts(connection),
             measured=facts.measured_histograms(connection),

@@ -18,7 +18,7 @@ from stmae_data.errors import Reason, SetError
 from stmae_data.records import LEVELS, is_valid_key
 from stmae_data.report import charts
 from stmae_data.report.text import cut, human_count
-from stmae_data.shards import read_range
+from stmae_data.shards import read_range, store_url
 
 __all__ = [
     "ClassFacts",
@@ -304,7 +304,9 @@ def groups(connection: Any, *, limit: int = 24, members: int = 8) -> tuple[int, 
 
 
 def thumbnails(connection: Any, book: SetBooks, *, count: int, width_px: int) -> tuple[Thumbnail, ...]:
-    """Pictures of the written clips with the smallest hash of their id: a fair sample, the same every time."""
+    """Pictures of the written clips with the smallest hash of their id: a fair sample, the same every time; none of a set on a store."""
+    if store_url(book.folder) is not None:
+        return ()
     rows = connection.execute(
         """SELECT clip_id, split, shard, media_offset, media_bytes, stored_seconds,
                   coalesce(list_filter(list_transform(annotations, lambda a: a.label_raw), lambda x: x IS NOT NULL)[1],

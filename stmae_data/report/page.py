@@ -1,4 +1,5 @@
-"""The page: one Jinja2 template, autoescaped, no script, nothing loaded from anywhere. Charts are drawn as inline SVG by its macros."""
+"""The page: one Jinja2 template, autoescaped, no script, nothing loaded from anywhere. Charts are drawn as inline SVG by its macros,
+which the other pages share."""
 
 from __future__ import annotations
 
@@ -41,6 +42,19 @@ _MACROS = """
   </div>
   {%- endfor %}
 </div>
+{%- endmacro -%}
+{%- macro still(jpeg_base64, alt) -%}
+{%- if jpeg_base64 -%}
+<img alt="{{ alt }}" src="data:image/jpeg;base64,{{ jpeg_base64 }}">
+{%- else -%}
+<div class="blank">cannot be read</div>
+{%- endif -%}
+{%- endmacro -%}
+{%- macro clip_figure(jpeg_base64, title, clip_id) -%}
+<figure>
+  {{ still(jpeg_base64, title) }}
+  <figcaption><b><bdi>{{ title }}</bdi></b><span>{{ caller() }}</span><code title="{{ clip_id }}">{{ clip_id }}</code></figcaption>
+</figure>
 {%- endmacro -%}
 {%- macro pairs(values) -%}
 <dl class="pairs">
@@ -137,16 +151,14 @@ _PAGE = """<!DOCTYPE html>
   <p class="lead">{{ pictures | length }} clips chosen by the hash of their id: a fair sample, the same on every run. The middle frame of each.</p>
   <div class="pictures">
     {%- for picture in pictures %}
-    <figure>
-      {%- if picture.jpeg_base64 %}
-      <img alt="{{ picture.caption }}" src="data:image/jpeg;base64,{{ picture.jpeg_base64 }}">
-      {%- else %}
-      <div class="blank">cannot be read</div>
-      {%- endif %}
-      <figcaption><b><bdi>{{ picture.caption }}</bdi></b><span>{{ picture.split }}{% if picture.seconds is not none %} · {{ "%.1f" | format(picture.seconds) }} s{% endif %}</span><code title="{{ picture.clip_id }}">{{ picture.clip_id }}</code></figcaption>
-    </figure>
+    {% call clip_figure(picture.jpeg_base64, picture.caption, picture.clip_id) %}{{ picture.split }}{% if picture.seconds is not none %} · {{ "%.1f" | format(picture.seconds) }} s{% endif %}{% endcall %}
     {%- endfor %}
   </div>
+</section>
+{%- elif store %}
+<section>
+  <h2>A look inside</h2>
+  <p class="lead">The clips stand on <code>{{ store }}</code>; a report made where the tars are shows pictures.</p>
 </section>
 {%- endif %}
 
@@ -288,7 +300,7 @@ def _finalize(value: Any) -> Any:
 
 def render(**facts: Any) -> str:
     """The page of a set as text; a missing value is an error."""
-    return render_page(_MACROS + _PAGE, **facts)
+    return render_page(_PAGE, **facts)
 
 
 def render_page(template: str, **facts: Any) -> str:
@@ -299,4 +311,4 @@ def render_page(template: str, **facts: Any) -> str:
     environment.filters["count"] = human_count
     environment.filters["bytes"] = human_bytes
     environment.tests["hash"] = lambda value: re.fullmatch(r"[0-9a-f]{32,}", str(value)) is not None
-    return environment.from_string(template).render(style=Markup(STYLE), **facts).lstrip()  # noqa: S704
+    return environment.from_string(_MACROS + template).render(style=Markup(STYLE), **facts).lstrip()  # noqa: S704

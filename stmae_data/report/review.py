@@ -54,7 +54,7 @@ _PAGE = """<!DOCTYPE html>
     <p><span class="level">{{ pair.level }}</span> {{ pair.why }}</p>
     {%- for side in pair.sides %}
     <div class="side {{ side.fate }}"><h4><code>{{ side.clip_id }}</code></h4><small><bdi>{{ side.label }}</bdi> · {{ side.fate }}</small>
-      <div class="strip">{% for picture in side.pictures %}<figure>{% if picture.jpeg_base64 %}<img alt="{{ side.clip_id }} at {{ picture.at }}" src="data:image/jpeg;base64,{{ picture.jpeg_base64 }}">{% else %}<div class="blank">cannot be read</div>{% endif %}<figcaption>{{ picture.at }}</figcaption></figure>{% endfor %}</div>
+      <div class="strip">{% for picture in side.pictures %}<figure>{{ still(picture.jpeg_base64, side.clip_id ~ " at " ~ picture.at) }}<figcaption>{{ picture.at }}</figcaption></figure>{% endfor %}</div>
     </div>
     {%- endfor %}
   </div>

@@ -34,14 +34,7 @@ _PAGE = """<!DOCTYPE html>
 <section>
   <div class="pictures">
   {%- for clip in clips %}
-    <figure>
-      {%- if clip.jpeg_base64 %}
-      <img alt="{{ clip.label }}" src="data:image/jpeg;base64,{{ clip.jpeg_base64 }}">
-      {%- else %}
-      <div class="blank">cannot be read</div>
-      {%- endif %}
-      <figcaption><b><bdi>{{ clip.label }}</bdi></b><span><bdi>{{ clip.by }}</bdi>{% if clip.own %} · labelled <bdi>{{ clip.own }}</bdi>{% endif %}</span><code>{{ clip.clip_id }}</code></figcaption>
-    </figure>
+    {% call clip_figure(clip.jpeg_base64, clip.label, clip.clip_id) %}<bdi>{{ clip.by }}</bdi>{% if clip.own %} · labelled <bdi>{{ clip.own }}</bdi>{% endif %}{% endcall %}
   {%- endfor %}
   </div>
 </section>

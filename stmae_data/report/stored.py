@@ -57,7 +57,7 @@ def find_stored(workspace: Path, clips: Iterable[tuple[str, str]]) -> dict[tuple
     for name, clip_ids in wanted.items():
         folder = set_folder(workspace, name)
         rows = files.read_table(
-            open_set(workspace, name).ledgers(),
+            open_set(workspace, name, books_only=True).ledgers(),
             """SELECT clip_id, shard, media_offset, media_bytes, stored_fps, stored_seconds FROM book
                WHERE outcome = 'written' AND clip_id IN (SELECT unnest(?::VARCHAR[]))""",
             [sorted(clip_ids)],

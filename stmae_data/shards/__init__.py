@@ -7,21 +7,25 @@ torch (seconds and hundreds of MB for every worker); that sets open in plain `we
 from stmae_data.shards.foreign import ForeignRef, ForeignSet, foreign_set, is_foreign
 from stmae_data.shards.index import SampleIndex, sample_index
 from stmae_data.shards.seal import (
+    OWN_KEYS,
     ShardInfo,
     ShardSet,
     commit_ledger,
     count_outcomes,
     fingerprint_path,
     ledger_path,
+    on_a_store,
     open_set,
     seal_set,
     set_digest,
     shard_info,
     shard_name,
+    store_url,
 )
 from stmae_data.shards.tar import Placement, Sample, TarMember, commit_shard, iterate_tar, read_range, sample_json
 
 __all__ = [
+    "OWN_KEYS",
     "ForeignRef",
     "ForeignSet",
     "Placement",
@@ -38,6 +42,7 @@ __all__ = [
     "is_foreign",
     "iterate_tar",
     "ledger_path",
+    "on_a_store",
     "open_set",
     "read_range",
     "sample_index",
@@ -46,4 +51,5 @@ __all__ = [
     "set_digest",
     "shard_info",
     "shard_name",
+    "store_url",
 ]

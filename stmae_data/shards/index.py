@@ -51,7 +51,7 @@ def sample_index(workspace: Path, reference: SetRef) -> SampleIndex:
     Raises:
         SetError: the set, split or selection is missing or not usable, or no sample is left.
     """
-    found = open_set(workspace, reference.set_name)
+    found = open_set(workspace, reference.set_name, books_only=True)
     shards = found.of_split(reference.split)
     connection = files.connect()
     try:

@@ -8,24 +8,45 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from stmae_data import files
 from stmae_data.errors import SetError
 from stmae_data.records import LEDGER_COLUMNS, SCHEMA_VERSION, set_folder
 
 __all__ = [
+    "OWN_KEYS",
     "ShardInfo",
     "ShardSet",
     "commit_ledger",
     "fingerprint_path",
     "ledger_path",
+    "on_a_store",
     "open_set",
     "seal_set",
     "set_digest",
     "shard_info",
     "shard_name",
+    "store_url",
 ]
+
+
+OWN_KEYS: Final = frozenset(
+    {
+        "schema_version",
+        "name",
+        "version",
+        "digest",
+        "created_from",
+        "recipe",
+        "splits",
+        "counts",
+        "parents",
+        "versions",
+        "seal_sha256",
+    }
+)
+"""What `seal_set` writes itself; every other key of a seal is passed on by whoever seals the set anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +127,18 @@ def commit_ledger(
     rows: Sequence[Mapping[str, Any]],
     *,
     tar_sha256: str | None = None,
+    tar_bytes: int | None = None,
     point: str = "ledger",
 ) -> str:
     """Write the ledger of shard `name` in plan order; this rename is the shard's commit. Returns the ledger's sha256.
 
-    The footer keeps the tar's sha256 (taken from the file where it is not given), so that sealing never reads a tar again.
+    The footer keeps the tar's sha256 and size (taken from the file where they are not given), so that sealing never reads a tar again.
     """
     path, tar = ledger_path(folder, name), folder / f"{name}.tar"
-    metadata = {"tar_sha256": tar_sha256 or files.sha256_file(tar), "tar_bytes": str(tar.stat().st_size)}
+    metadata = {
+        "tar_sha256": tar_sha256 or files.sha256_file(tar),
+        "tar_bytes": str(tar.stat().st_size if tar_bytes is None else tar_bytes),
+    }
     files.commit_table(path, rows, LEDGER_COLUMNS, point=point, order_by="plan_order, row_id", metadata=metadata)
     return files.sha256_file(path)
 
@@ -195,8 +220,22 @@ def seal_set(
     return digest
 
 
-def open_set(workspace: Path, name: str) -> ShardSet:
-    """Open a sealed set of the workspace.
+def store_url(folder: Path) -> str | None:
+    """The store a set stands on, as `meta/store.json` says; None where it stands in the folder itself."""
+    path = folder / "meta" / "store.json"
+    return str(files.read_json(path)["url"]) if path.is_file() else None
+
+
+def on_a_store(name: str, url: str) -> SetError:
+    """What a command says that wants the tars of a set that stands on a store."""
+    return SetError(
+        f"Set {name} stands on {url} and this workspace has its books alone, so its tars cannot be read or changed here; "
+        f"copy all of {url} to sets/{name} of another workspace and run the same command there."
+    )
+
+
+def open_set(workspace: Path, name: str, *, books_only: bool = False) -> ShardSet:
+    """Open a sealed set of the workspace; with `books_only` its tars need not be here, as those of a set on a store are not.
 
     Raises:
         SetError: no such set, not sealed, sealed by something else, or shards missing or of another size.
@@ -232,9 +271,15 @@ def open_set(workspace: Path, name: str) -> ShardSet:
         raise SetError(
             f"{path} lacks {error}; it was not written by this program or is damaged: verify the set."
         ) from error
+    url = store_url(folder)
     for shard in shards:
         tar = folder / f"{shard.name}.tar"
-        if not re.fullmatch(r"[a-z]+-\d{6}", shard.name) or not tar.is_file():
+        is_named = re.fullmatch(r"[a-z]+-\d{6}", shard.name) is not None
+        if is_named and url is not None and not tar.is_file():
+            if not books_only:
+                raise on_a_store(name, url)
+            continue
+        if not is_named or not tar.is_file():
             raise SetError(
                 f"Set {name}: shard {shard.name}.tar is missing; rebuild it: stmae-data build, or verify the set."
             )

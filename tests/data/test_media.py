@@ -239,6 +239,8 @@ def test_ends_of_processes_become_reasons() -> None:
     assert reason_of(Finished("error", 1, "moov atom not found"))[0] == Reason.TRUNCATED
     assert reason_of(Finished("error", 1, "Stream map '' matches no streams."))[0] == Reason.NO_VIDEO
     assert reason_of(Finished("error", 1, "Invalid data found when processing input"))[0] == Reason.DECODE_ERROR
+    told = "[mov,mp4 @ 0x55c2e8f8a0c0] moov atom not found"
+    assert reason_of(Finished("error", 1, told)) == (Reason.TRUNCATED, "[mov,mp4] moov atom not found")
     assert reason_of(Finished("error", 3, "KeyError: 'x'")) == (Reason.INTERNAL_ERROR, "KeyError: 'x'")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +16,11 @@ from typing import Any
 
 import pytest
 
-from stmae_data.build import BuildReport, BuildRequest, build
-from stmae_data.errors import Busy, StorageError, UsageError
+from stmae_data.build import BuildReport, BuildRequest, build, reasons_of
+from stmae_data.build.remote import Outpost
+from stmae_data.errors import Busy, SetError, StorageError, UsageError
 from stmae_data.manifest import load_manifest
+from stmae_data.records import Job
 from stmae_data.stores import Store
 from stmae_data.verify import verify
 
@@ -118,6 +122,133 @@ def test_another_machine_goes_on_from_the_store_alone(
     assert objects(f"{url}/tiny") == now
 
 
+def test_a_plan_that_another_machine_extended_and_did_not_finish_is_gone_on_with(
+    workspace: Path, kinetics_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, local, other = "memory://taken-over/sets", tmp_path / "local", tmp_path / "other"
+    for splits in (("val",), ()):
+        build_tiny(local, kinetics_tree, splits=splits)
+    build_tiny(workspace, kinetics_tree, store=url, splits=("val",))
+    send = Outpost.send_shard
+
+    def send_one(self: Outpost, name: str) -> None:
+        send(self, name)
+        raise StorageError("the line is dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Outpost, "send_shard", send_one)
+        with pytest.raises(StorageError, match="the line is dead"):
+            build_tiny(other, kinetics_tree, store=url)
+    assert "train-000001.tar" not in objects(f"{url}/tiny")
+    # The seal is the one this machine has sent; the plan is not. What it would have planned itself has other shards.
+    report = build_tiny(workspace, kinetics_tree, splits=("train",), limit=2)
+    assert (report.version, report.counts["planned"]) == (2, 12)
+    assert objects(f"{url}/tiny") == local_objects(local / "sets" / "tiny")
+    assert verify(workspace, "tiny").ok
+
+
+def test_a_store_that_lost_everything_is_filled_again(
+    clean: dict[str, str], workspace: Path, kinetics_tree: Path
+) -> None:
+    build_tiny(workspace, kinetics_tree, store="memory://emptied/sets")
+    store = Store.open("memory://emptied/sets/tiny")
+    store.filesystem.rm(store.root, recursive=True)
+    build_tiny(workspace, kinetics_tree)
+    assert objects(store.url) == clean
+
+
+def test_a_set_that_stands_here_is_not_replaced_by_one_on_a_store(
+    workspace: Path, kinetics_tree: Path, tmp_path: Path
+) -> None:
+    url = "memory://namesake/sets"
+    build_tiny(tmp_path / "other", kinetics_tree, store=url, splits=("val",))
+    build_tiny(workspace, kinetics_tree)
+    before = local_objects(workspace / "sets" / "tiny")
+    with pytest.raises(UsageError, match=f"A set tiny stands in this workspace already, and another on {url}/tiny"):
+        build_tiny(workspace, kinetics_tree, store=url)
+    assert local_objects(workspace / "sets" / "tiny") == before
+
+
+class Web:
+    """A folder of a good file, one that was cut short and one that is no video, and the set `web` made of it."""
+
+    def __init__(self, folder: Path, tree: Path) -> None:
+        self.raw, self.toml = folder / "raw", folder / "web.toml"
+        self.videos = [path.read_bytes() for path in sorted((tree / "train").rglob("*.mp4"))]
+        self.raw.mkdir()
+        self.put("good", self.videos[0])
+        self.put("late", self.videos[1][:1500])
+        self.put("text", b"no video here")
+        self.toml.write_text(
+            'name = "web"\nrelease = "1"\nkind = "folder"\nshort_side_px = 64\nfrom = ["raw"]\n[splits.train]\n'
+        )
+
+    def put(self, name: str, data: bytes) -> None:
+        (self.raw / f"{name}.mp4").write_bytes(data)
+
+    def build(self, workspace: Path, *, retry: str | None = None, store: str | None = None) -> BuildReport:
+        reasons = frozenset() if retry is None else reasons_of(retry.split())
+        return build(BuildRequest(workspace, load_manifest(str(self.toml)), retry=reasons, store=store))
+
+
+@pytest.fixture
+def cut(tmp_path: Path, kinetics_tree: Path) -> Web:
+    return Web(tmp_path, kinetics_tree)
+
+
+def test_a_retry_on_a_store_ends_as_one_here(cut: Web, workspace: Path, tmp_path: Path) -> None:
+    url, local = "memory://retried/sets", tmp_path / "local"
+    for place, store in ((local, None), (workspace, url)):
+        cut.build(place, store=store)
+    before = objects(f"{url}/web")
+    cut.build(workspace, retry="truncated not_media")
+    assert objects(f"{url}/web") == before == local_objects(local / "sets" / "web"), (
+        "nothing recovered, nothing changed"
+    )
+    cut.put("late", cut.videos[1])
+    for place in (local, workspace):
+        assert cut.build(place, retry="truncated not_media").counts["written"] == 2
+    assert objects(f"{url}/web") == local_objects(local / "sets" / "web")
+    assert verify(workspace, "web").ok
+
+
+@pytest.mark.parametrize(
+    ("point", "is_recovering"),
+    [
+        ("settle_retry", False),
+        ("end_retry", True),
+        pytest.param("settle_retry", True, marks=pytest.mark.battery),
+        pytest.param("end_retry", False, marks=pytest.mark.battery),
+    ],
+)
+def test_a_retry_one_machine_began_is_finished_by_the_next(
+    cut: Web, workspace: Path, tmp_path: Path, point: str, *, is_recovering: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the first one comes back: what it has here of its own retry is old, and must not be taken for the shards planned since."""
+    url, other = f"memory://begun-{point}-{is_recovering}/sets", tmp_path / "other"
+    cut.build(workspace, store=url)
+    if is_recovering:
+        cut.put("late", cut.videos[1])
+
+    def die(*_: Any) -> None:
+        raise StorageError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"stmae_data.build.{point}", die)
+        with pytest.raises(StorageError, match="the power is gone"):
+            cut.build(workspace, retry="truncated not_media")
+    cut.put("new", cut.videos[2])
+    report = cut.build(other, store=url)
+    assert report.counts["written"] == (3 if is_recovering else 2)
+    there = objects(f"{url}/web")
+    assert "meta/retry.parquet" not in there
+    again = cut.build(workspace)
+    assert (again.digest, again.version) == (report.digest, report.version)
+    assert objects(f"{url}/web") == there and verify(workspace, "web").ok
+    cut.put("newer", cut.videos[3])
+    assert cut.build(workspace).counts["written"] == report.counts["written"] + 1 and verify(workspace, "web").ok
+
+
 def test_a_lock_on_the_store_is_honoured_and_names_its_owner(url: str, workspace: Path, kinetics_tree: Path) -> None:
     store = Store.open(f"{url}/tiny")
     with (
@@ -200,3 +331,99 @@ def test_a_store_that_does_not_answer_ends_in_one_sentence(
     monkeypatch.setattr(type(store.filesystem), "pipe_file", refuse)
     with pytest.raises(StorageError, match="Cannot write memory://silent/sets/tiny: connection reset"):
         build_tiny(workspace, kinetics_tree, store="memory://silent/sets")
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory, kinetics_tree: Path) -> Path:
+    """A workspace of a set on a store, `tiny`, and of the same set built here, `here`; a clip of `val` stands in `train` too."""
+    workspace = tmp_path_factory.mktemp("standing")
+    tree = tmp_path_factory.mktemp("leaky")
+    shutil.copytree(kinetics_tree, tree, dirs_exist_ok=True)
+    leaked = next((tree / "val").rglob("*.mp4"))
+    (tree / "train" / "zumba" / "leakedclip0_000000_000010.mp4").write_bytes(leaked.read_bytes())
+    with (tree / "train.csv").open("a") as table:
+        table.write("zumba,leakedclip0,0,10,train,0\n")
+    build_tiny(workspace, tree, store="memory://standing/sets")
+    build_tiny(workspace, tree, name="here")
+    return workspace
+
+
+AWAY = r"Set tiny stands on memory://standing/sets/tiny and .* copy all of memory://standing/sets/tiny to sets/tiny of another"
+REFUSED = {
+    "dedup": ["dedup", "tiny"],
+    "dedup, two sets": ["dedup", "here", "tiny"],
+    "dedup --to": ["dedup", "tiny", "--to", "clean"],
+    "leaks --fix": ["leaks", "tiny:train", "--against", "here:val", "--fix"],
+    "remove": ["remove", "--ids", "leakedclip0", "--reason", "asked"],
+    "fingerprint": ["fingerprint", "tiny"],
+    "export --unpack": ["export", "tiny", "--format", "videomae", "--unpack"],
+    "push --dry-run": ["push", "tiny", "me/tiny", "--dry-run"],
+}
+ANSWERED = {
+    "dedup --dry-run": (["dedup", "tiny", "--dry-run"], 3),
+    "leaks": (["leaks", "tiny", "--against", "here:val"], 3),
+    "remove --dry-run": (["remove", "--ids", "leakedclip0", "--reason", "asked", "--dry-run"], 0),
+    "remove from the set that stands here": (["remove", "here", "--ids", "no", "--reason", "asked", "--dry-run"], 1),
+    "verify": (["verify", "tiny"], 0),
+    "stats": (["stats", "tiny"], 0),
+    "show": (["show", "leakedclip0_000000_000010"], 0),
+    "diff": (["diff", "tiny", "here"], 0),
+    "sql": (["sql", "SELECT count(*) FROM written WHERE set_name = 'tiny'"], 0),
+    "select": (["select", "some", "--from", "tiny", "--samples", "2"], 0),
+    "report": (["report", "tiny"], 0),
+    "card": (["card", "tiny"], 0),
+    "export csv": (["export", "tiny", "--format", "csv"], 0),
+    "export kinetics": (["export", "tiny", "--format", "kinetics"], 0),
+    "catalog rebuild": (["catalog", "rebuild"], 0),
+}
+
+
+def command_line(workspace: Path, *words: str) -> tuple[int, str]:
+    from typer.testing import CliRunner
+
+    from stmae_cli.data import app
+
+    done = CliRunner().invoke(app, [*words, "-w", str(workspace)])
+    return done.exit_code, " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("words", REFUSED.values(), ids=REFUSED.keys())
+def test_what_needs_tars_refuses_a_set_on_a_store_before_it_changes_anything(standing: Path, words: list[str]) -> None:
+    before = {name: local_objects(standing / "sets" / name) for name in ("tiny", "here")}
+    there = objects("memory://standing/sets/tiny")
+    code, said = command_line(standing, *words)
+    assert code == 1 and re.search(AWAY, said), said
+    assert before == {name: local_objects(standing / "sets" / name) for name in ("tiny", "here")}
+    assert objects("memory://standing/sets/tiny") == there and not (standing / "sets" / "clean").exists()
+
+
+@pytest.mark.parametrize(("words", "wanted"), ANSWERED.values(), ids=ANSWERED.keys())
+def test_what_needs_books_alone_answers_for_a_set_on_a_store(standing: Path, words: list[str], wanted: int) -> None:
+    code, said = command_line(standing, *words)
+    assert code == wanted, said
+    if words[0] == "report":
+        page = (standing / "sets" / "tiny" / "report.html").read_text()
+        assert "The clips stand on <code>memory://standing/sets/tiny</code>" in page and "cannot be read" not in page
+
+
+def test_a_job_of_a_set_on_a_store_is_refused(standing: Path, kinetics_tree: Path) -> None:
+    with pytest.raises(UsageError, match="A set on a store is built by one command"):
+        build_tiny(standing, kinetics_tree, job=Job(1, 2))
+
+
+def test_training_on_a_set_on_a_store_is_refused(standing: Path) -> None:
+    from stmae_train.loader.source import open_sources
+
+    with pytest.raises(SetError, match=AWAY):
+        open_sources(standing, ["tiny:train"])
+
+
+def test_a_copy_of_a_store_is_a_set_like_any_other(standing: Path, tmp_path: Path) -> None:
+    """The next step that the refusal names."""
+    store = Store.open("memory://standing/sets/tiny")
+    folder = tmp_path / "sets" / "tiny"
+    for name in store.names():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        store.get(name, folder / name)
+    assert command_line(tmp_path, "dedup", "tiny")[0] == 0
+    assert verify(tmp_path, "tiny").ok
