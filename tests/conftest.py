@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,42 @@ def shared_dir() -> Path:
     if not (shared / "real").is_dir():
         pytest.skip("../shared/real is not here, so tests on real files are skipped")
     return shared
+
+
+def known_traps() -> dict[str, list[str]]:
+    """The traps of every official layout, in the order in which they are shown."""
+    return tomllib.loads((ROOT / "tests" / "data" / "traps.toml").read_text())
+
+
+@pytest.fixture
+def trap(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Note what became of traps of an official layout, once it has been asserted: `trap(layout, outcome, trap, ...)`."""
+
+    def note(layout: str, outcome: str, *traps: str) -> None:
+        known = known_traps()[layout]
+        for each in traps:
+            assert each in known, f"tests/data/traps.toml does not list {each!r} of {layout}"
+            # As text in the report of the test: this way it also arrives from the workers of xdist.
+            request.node.user_properties.append(("trap", f"{layout}\t{each}\t{outcome}"))
+
+    return note
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One table at the end of a run: layout, trap, what becomes of it."""
+    told = {
+        tuple(str(value).split("\t"))
+        for report in terminalreporter.stats.get("passed", ())
+        for key, value in report.user_properties
+        if key == "trap"
+    }
+    order = [(layout, each) for layout, traps in known_traps().items() for each in traps]
+    rows = [row for pair in order for row in sorted(told) if row[:2] == pair]
+    if rows:
+        wide = [max(len(row[column]) for row in rows) for column in (0, 1)]
+        terminalreporter.section(f"traps of the official layouts: {len({row[:2] for row in rows})} of {len(order)}")
+        for layout, each, outcome in rows:
+            terminalreporter.line(f"{layout:{wide[0]}} | {each:{wide[1]}} | {outcome}")
 
 
 @pytest.fixture

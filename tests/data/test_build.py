@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -177,7 +178,7 @@ def test_other_settings_for_a_standing_set_are_refused(clean: tuple[Path, BuildR
 
 
 def test_every_bad_file_has_a_row_and_bytes_twice_are_a_duplicate(
-    workspace: Path, kinetics_tree: Path, tmp_path: Path
+    workspace: Path, kinetics_tree: Path, tmp_path: Path, trap: Callable[..., None]
 ) -> None:
     folder = tmp_path / "web"
     folder.mkdir()
@@ -208,6 +209,8 @@ def test_every_bad_file_has_a_row_and_bytes_twice_are_a_duplicate(
     twin = next(row for row in rows if row["reason"] == "duplicate")
     assert twin["duplicate_of"] == next(row for row in rows if row["outcome"] == "written")["clip_id"]
     assert verify(workspace, "web").ok
+    trap("Web tables and lists", f"one written, the other dropped: {found['b.mp4']}", "same bytes under two names")
+    trap("Web tables and lists", f"failed: {found['text.mp4']}", "no video behind the name")
 
 
 def test_what_cannot_be_built_is_told_in_one_sentence(workspace: Path, tmp_path: Path) -> None:
@@ -239,7 +242,7 @@ def test_the_command_prints_the_promised_json(workspace: Path, kinetics_tree: Pa
 
 
 def test_a_duration_far_from_its_annotation_is_flagged_or_dropped_as_the_manifest_asks(
-    clean: tuple[Path, BuildReport], workspace: Path, kinetics_tree: Path
+    clean: tuple[Path, BuildReport], workspace: Path, kinetics_tree: Path, trap: Callable[..., None]
 ) -> None:
     rows = files.read_table(open_set(clean[0], "tiny").ledgers())
     assert {tuple(row["flags"]) for row in rows} == {("duration_mismatch",)}
@@ -252,3 +255,8 @@ def test_a_duration_far_from_its_annotation_is_flagged_or_dropped_as_the_manifes
     assert (row["reason_detail"], row["stored_sha256"]) == ("0.67 s measured, 10.00 s annotated", None)
     assert (row["num_frames"], row["duration_seconds"] < 1) == (20, True)
     assert verify(workspace, "strict").ok
+    trap(
+        "Kinetics folders",
+        "flagged duration_mismatch; dropped where the manifest asks",
+        "shorter than annotated (K700 test)",
+    )

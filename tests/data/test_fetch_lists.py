@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def everything_written(folder: Path) -> bytes:
     return b"\n".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
 
 
-def test_every_row_ends_in_one_status(server: Any, web: Any, workspace: Path) -> None:
+def test_every_row_ends_in_one_status(server: Any, web: Any, workspace: Path, trap: Callable[..., None]) -> None:
     server.serve("/page", b"<html>sorry</html>")
     server.serve("/out", headers={"X-Robots-Tag": "noai"})
     server.serve("/busy", b"", status=429, headers={"Retry-After": "999"})
@@ -77,6 +78,15 @@ def test_every_row_ends_in_one_status(server: Any, web: Any, workspace: Path) ->
     assert first["sha256"] == hashlib.sha256(web.MP4).hexdigest() and first["final_ip"] == "127.0.0.1"
     assert server.count("/a.mp4") == 1, "one address is fetched once, however often it stands in the list"
     assert not list((workspace / "raw" / "list" / ".partial").iterdir())
+    ends = [row["reason"] for row in book(workspace, "list")]
+    for line, quirk in (
+        (2, "an error page instead of a video"),
+        (3, "an opt-out in a header"),
+        (4, "too many requests"),
+        (5, "a length that lies"),
+        (6, "a redirect to a file"),
+    ):
+        trap("Web tables and lists", f"{book(workspace, 'list')[line]['status']}: {ends[line]}", quirk)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
@@ -361,7 +371,7 @@ def test_words_that_mean_nothing_for_a_list_are_refused(workspace: Path) -> None
             Job.parse(text)
 
 
-def test_youtube_pages_and_ids_are_known_as_such(workspace: Path) -> None:
+def test_youtube_pages_and_ids_are_known_as_such(workspace: Path, trap: Callable[..., None]) -> None:
     lines = [
         "https://www.youtube.com/watch?v=abcdefghij1&t=3",
         "https://youtu.be/abcdefghij2?si=x",
@@ -374,3 +384,4 @@ def test_youtube_pages_and_ids_are_known_as_such(workspace: Path) -> None:
     wanted = read_lists([workspace / "a.txt"])
     assert [each.video_id for each in wanted] == [*(f"abcdefghij{number}" for number in (1, 2, 3, 4)), None, None]
     assert wanted[0].shown == "https://youtu.be/abcdefghij1" and wanted[0].file == "files/abcdefghij1.mp4"
+    trap("Web tables and lists", "one id, one name", "YouTube pages and bare ids")

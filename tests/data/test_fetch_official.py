@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def test_classes_choose_archives_that_are_named_after_them(server: Any, workspac
         bring(workspace, "k400", base_url=server.base, splits=("train",), classes=("zumba",))
 
 
-def test_films_of_ava_stand_elsewhere_than_their_list(server: Any, workspace: Path) -> None:
+def test_films_of_ava_stand_elsewhere_than_their_list(server: Any, workspace: Path, trap: Callable[..., None]) -> None:
     zipped = io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
         archive.writestr("ava_train_v2.2.csv", "abcdefghijk,0902,0.1,0.1,0.5,0.9,12,0\n")
@@ -177,6 +178,7 @@ def test_films_of_ava_stand_elsewhere_than_their_list(server: Any, workspace: Pa
     ]
     rows = rows_for(load_manifest("ava"), roots=[folder]).rows
     assert [row.clip_id for row in rows] == ["ava_abcdefghijk_000900_000904"]
+    trap("AVA v2.2", "fetch takes the v2.1 names", "no v2.2 list of files, only v2.1")
 
 
 def test_tables_alone(server: Any, workspace: Path) -> None:

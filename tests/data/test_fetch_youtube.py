@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,10 @@ def test_id_that_is_none_never_reaches_the_child(video_id: str, stub: tuple[str,
     assert caught.value.reason is Reason.REFUSED_URL and calls(tmp_path) == []
 
 
-def test_id_may_begin_with_a_dash(stub: tuple[str, ...], tmp_path: Path) -> None:
+def test_id_may_begin_with_a_dash(stub: tuple[str, ...], tmp_path: Path, trap: Callable[..., None]) -> None:
     quick(stub).fetch("-abcdefghij", tmp_path / "a.mp4", partial=tmp_path / "p")
     assert calls(tmp_path)[0]["arguments"][-1] == "https://www.youtube.com/watch?v=-abcdefghij"
+    trap("Web tables and lists", "reaches the tool as an address", "a YouTube id that begins with a dash")
 
 
 def test_hanging_child_is_ended(stub: tuple[str, ...], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 import random
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,9 @@ def read(uri: str, member: str | None) -> bytes:
 
 
 @pytest.mark.parametrize("is_compressed", [True, False], ids=["gzip", "plain"])
-def test_part_archives_are_read_whatever_their_compression(tmp_path: Path, is_compressed: bool) -> None:
+def test_part_archives_are_read_whatever_their_compression(
+    tmp_path: Path, is_compressed: bool, trap: Callable[..., None]
+) -> None:
     """One official part was a plain tar named .gz."""
     data = tar_bytes(
         {
@@ -65,9 +68,20 @@ def test_part_archives_are_read_whatever_their_compression(tmp_path: Path, is_co
     assert [row.problem and row.problem[0] for row in listing.rows] == [None, Reason.EMPTY]
     assert listing.skipped["hidden"] == 2
     assert read(listing.rows[0].source_uri, listing.rows[0].source_member) == b"first"
+    assert [path.name for path in tmp_path.rglob("*")] == ["train", "part_0.tar.gz"], "nothing is unpacked"
+    if is_compressed:
+        trap("CVDF archives", "clips are read in place; nothing is unpacked", "parts read as streams")
+    else:
+        trap(
+            "CVDF archives", "compression is told by the bytes; read", "a plain tar named .tar.gz (K400 train part_120)"
+        )
+    trap("CVDF archives", "same clip ids", "members with ./ in front")
+    trap("CVDF archives", "counted as hidden, never a row", "AppleDouble members")
+    trap("CVDF archives", "passed over", "folders as members")
+    trap("CVDF archives", f"failed: {Reason.EMPTY}", "a member of no bytes")
 
 
-def test_class_archives_name_the_class(tmp_path: Path) -> None:
+def test_class_archives_name_the_class(tmp_path: Path, trap: Callable[..., None]) -> None:
     flat = tar_bytes({f"{A}_000001_000011.mp4": b"a"})
     nested = tar_bytes(
         {f"mountain climber (exercise)/{B}_000001_000011.mp4": b"b", "._mountain climber (exercise)": b"x"}
@@ -79,9 +93,15 @@ def test_class_archives_name_the_class(tmp_path: Path) -> None:
         A: "air drumming",
         B: "mountain climber (exercise)",
     }
+    trap("CVDF archives", "the archive names the class", "an archive named by its class, flat (K600)")
+    trap(
+        "CVDF archives",
+        "the same class, ._ left out",
+        "a class folder and ._ inside (K600 mountain climber (exercise))",
+    )
 
 
-def test_replacement_archive_is_applied_last(tmp_path: Path) -> None:
+def test_replacement_archive_is_applied_last(tmp_path: Path, trap: Callable[..., None]) -> None:
     write(tmp_path / "train" / "part_0.tar.gz", gzip.compress(tar_bytes({f"{A}_000001_000011.mp4": b"broken"})))
     replacement = tar_bytes({f"replacement/{A}_000001_000011.mp4": b"good"})
     write(tmp_path / "replacement_for_corrupted_k400.tgz", gzip.compress(replacement))
@@ -90,6 +110,7 @@ def test_replacement_archive_is_applied_last(tmp_path: Path) -> None:
     (row,) = listing.rows
     assert read(row.source_uri, row.source_member) == b"good"
     assert (row.split, listing.skipped["replaced"]) == ("train", 1)
+    trap("CVDF archives", "its bytes win over the part's; counted as replaced", "the replacement archive")
 
 
 def test_members_are_read_in_any_order_across_kept_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +149,7 @@ def test_tar_in_a_tar_is_read_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_compressed", [True, False], ids=["gzip", "plain"])
-def test_archive_that_breaks_off_says_where(tmp_path: Path, is_compressed: bool) -> None:
+def test_archive_that_breaks_off_says_where(tmp_path: Path, is_compressed: bool, trap: Callable[..., None]) -> None:
     names = [f"{each}_000001_000011.mp4" for each in (A, B)]
     data = tar_bytes({name: random.Random(name).randbytes(2000) for name in names})[: 512 + 2048 + 512 + 700]
     whole = gzip.compress(data)
@@ -141,6 +162,7 @@ def test_archive_that_breaks_off_says_where(tmp_path: Path, is_compressed: bool)
     assert second.problem == (Reason.TRUNCATED, "the archive breaks off in this member")
     with pytest.raises(ClipRejected, match="truncated"):
         read(second.source_uri, second.source_member)
+    trap("CVDF archives", f"a note names it; its last member is {Reason.TRUNCATED}", "an archive that breaks off")
 
 
 def test_archive_cut_between_members_is_noted(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_annotated_seconds_become_clips_cut_from_the_film(tree: Path) -> None:
+def test_annotated_seconds_become_clips_cut_from_the_film(tree: Path, trap: Callable[..., None]) -> None:
     listing = rows_for(load_manifest("ava"), roots=[tree])
     assert [(row.clip_id, row.split, row.start_ms, row.end_ms) for row in listing.rows] == [
         (f"ava_{C}_000900_000904", "test", 900_000, 904_000),
@@ -67,9 +68,19 @@ def test_annotated_seconds_become_clips_cut_from_the_film(tree: Path) -> None:
         "val": (2, 2),
         "test": (2, 2),
     }
+    trap(
+        "AVA v2.2",
+        "second 902 is the clip 900 to 904 of the film",
+        "eight columns without a header",
+        "zero-padded seconds (0902)",
+    )
+    trap("AVA v2.2", "no clip", "excluded timestamps")
+    trap("AVA v2.2", "clips of every included second, without boxes", "test films named without boxes")
+    trap("AVA v2.2", "found by their id", "films as mp4, mkv or webm")
+    trap("AVA v2.2", "counted on both sides", "films not annotated, annotations without a film")
 
 
-def test_boxes_keep_actions_people_and_scores(tree: Path) -> None:
+def test_boxes_keep_actions_people_and_scores(tree: Path, trap: Callable[..., None]) -> None:
     rows = {row.clip_id: row for row in rows_for(load_manifest("ava"), roots=[tree]).rows}
     first = rows[f"ava_{A}_000900_000904"]
     boxes = first.annotations[0].boxes
@@ -82,6 +93,9 @@ def test_boxes_keep_actions_people_and_scores(tree: Path) -> None:
     assert detected is not None
     assert detected[1] == {"second": 1000.0, **corners, "action_id": None, "person_id": None, "score": 0.995}
     assert rows[f"ava_{B}_000999_001003"].annotations[0].boxes == (), "a second without a box is annotated too"
+    trap("AVA v2.2", "one entry per action, person kept", "several rows for one box")
+    trap("AVA v2.2", "an annotated clip without boxes", "a timestamp without a box")
+    trap("AVA v2.2", "kept with its score, without an action", "person detections with an empty action")
 
 
 def test_rows_fit_the_plan_table(tree: Path, tmp_path: Path) -> None:
@@ -127,7 +141,7 @@ def test_missing_or_unknown_tables_say_which(tree: Path, tmp_path: Path) -> None
     assert {row.split for row in rows_for(load_manifest("ava"), roots=[tree], annotations=given).rows} == {"val"}
 
 
-def test_action_lists_of_both_grammars_are_read(tree: Path, shared_dir: Path) -> None:
+def test_action_lists_of_both_grammars_are_read(tree: Path, shared_dir: Path, trap: Callable[..., None]) -> None:
     assert read_action_list(tree / "ava_v2.2" / "ava_action_list_v2.2.pbtxt") == {
         1: "bend/bow (at the waist)",
         11: "sit",
@@ -138,6 +152,7 @@ def test_action_lists_of_both_grammars_are_read(tree: Path, shared_dir: Path) ->
     assert len(evaluated) == 60
     with pytest.raises(SourceError, match="names no action"):
         read_action_list(tree / "ava_v2.2" / "ava_train_v2.2.csv")
+    trap("AVA v2.2", "both read", "two grammars of action lists")
 
 
 def test_sample_of_the_official_table_is_read(tmp_path: Path, shared_dir: Path) -> None:
@@ -151,7 +166,7 @@ def test_sample_of_the_official_table_is_read(tmp_path: Path, shared_dir: Path) 
     assert f"ava_{C}_000901_000905" not in {row.clip_id for row in rows}, "second 903 of that film is excluded"
 
 
-def test_ava_kinetics_has_seven_columns_and_fractions_of_seconds(tree: Path) -> None:
+def test_ava_kinetics_has_seven_columns_and_fractions_of_seconds(tree: Path, trap: Callable[..., None]) -> None:
     """Its times count in the original: a Kinetics clip is taken as it is, a whole video is cut."""
     inside, outside, whole = "kkkkkkkkkkk_000010_000020", "kkkkkkkkkkk_000050_000060", "wwwwwwwwwww"
     for name in (inside, outside, whole):
@@ -177,3 +192,8 @@ def test_ava_kinetics_has_seven_columns_and_fractions_of_seconds(tree: Path) -> 
         f"ava_{whole}_000028250ms_000032250ms": (28_250, 32_250),
     }
     assert all(found[name].is_cut for name in cuts)
+    trap(
+        "AVA v2.2",
+        "a Kinetics clip as it is, a whole video cut; person unknown",
+        "AVA-Kinetics: seven columns, fractions of seconds",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def tar(members: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-def test_official_tars_are_read_as_they_are(tmp_path: Path) -> None:
+def test_official_tars_are_read_as_they_are(tmp_path: Path, trap: Callable[..., None]) -> None:
     inner = {f"{TENCH}.tar": tar({f"{TENCH}_10026.JPEG": b"a"}), f"{GOLDFISH}.tar": tar({f"{GOLDFISH}_1.JPEG": b"b"})}
     image(tmp_path / "ILSVRC2012_img_train.tar", tar(inner))
     image(tmp_path / "ILSVRC2012_img_val.tar", tar({f"{VAL(1)}.JPEG": b"c", f"{VAL(2)}.JPEG": b"d"}))
@@ -55,9 +56,11 @@ def test_official_tars_are_read_as_they_are(tmp_path: Path) -> None:
     ]
     assert all(is_valid_key(row.clip_id or "") and row.platform == "imagenet" for row in listing.rows)
     assert not listing.notes
+    trap("ImageNet-1k", "read through, nothing unpacked", "a tar of tars")
+    trap("ImageNet-1k", "a picture; the key is the stem", "the suffix .JPEG")
 
 
-def test_folders_give_the_class(tmp_path: Path) -> None:
+def test_folders_give_the_class(tmp_path: Path, trap: Callable[..., None]) -> None:
     image(tmp_path / "train" / GOLDFISH / f"{GOLDFISH}_7.JPEG")
     image(tmp_path / "val" / TENCH / f"{VAL(3)}.JPEG")
     image(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG")
@@ -71,13 +74,15 @@ def test_folders_give_the_class(tmp_path: Path) -> None:
     assert listing.skipped == {"other_file": 1}
     chosen = rows_for(load_manifest("in1k"), roots=[tmp_path], classes=[TENCH], splits=["val"])
     assert [row.clip_id for row in chosen.rows] == [VAL(3)]
+    trap("ImageNet-1k", "planned, without a class", "test pictures without a class")
 
 
-def test_flat_validation_without_a_list_is_kept_and_noted(tmp_path: Path) -> None:
+def test_flat_validation_without_a_list_is_kept_and_noted(tmp_path: Path, trap: Callable[..., None]) -> None:
     image(tmp_path / f"{VAL(1)}.JPEG")
     listing = rows_for(load_manifest("in1k"), roots=[tmp_path])
     assert [(row.split, row.annotations[0].label_raw) for row in listing.rows] == [("val", None)]
     assert "1 validation images have no class" in listing.notes[0]
+    trap("ImageNet-1k", "kept without a class, and noted", "flat validation without any list")
 
 
 @pytest.mark.parametrize(
@@ -89,11 +94,12 @@ def test_flat_validation_without_a_list_is_kept_and_noted(tmp_path: Path) -> Non
         f'"filename","label"\n"{VAL(1)}.JPEG","{GOLDFISH}"\n',
     ],
 )
-def test_lists_of_any_layout_are_read(tmp_path: Path, text: str) -> None:
+def test_lists_of_any_layout_are_read(tmp_path: Path, text: str, trap: Callable[..., None]) -> None:
     image(tmp_path / "val" / f"{VAL(1)}.JPEG")
     (tmp_path / "LOC_val_solution.csv").write_text(text)
     (row,) = rows_for(load_manifest("in1k"), roots=[tmp_path]).rows
     assert (row.annotations[0].label_raw, row.annotations[0].label_index) == (GOLDFISH, 1)
+    trap("ImageNet-1k", "every picture has its class", "flat validation, its classes in a list of any layout")
 
 
 def devkit(folder: Path) -> None:
@@ -103,7 +109,7 @@ def devkit(folder: Path) -> None:
     (folder / "ILSVRC2012_validation_ground_truth.txt").write_text("2\n1\n")
 
 
-def test_devkit_numbers_are_its_own(tmp_path: Path) -> None:
+def test_devkit_numbers_are_its_own(tmp_path: Path, trap: Callable[..., None]) -> None:
     image(tmp_path / "val" / f"{VAL(1)}.JPEG")
     image(tmp_path / "val" / f"{VAL(2)}.JPEG")
     devkit(tmp_path / "data")
@@ -115,6 +121,7 @@ def test_devkit_numbers_are_its_own(tmp_path: Path) -> None:
     (tmp_path / "data" / "meta.mat").unlink()
     with pytest.raises(SourceError, match=r"meta\.mat has to lie beside it"):
         rows_for(load_manifest("in1k"), roots=[tmp_path])
+    trap("ImageNet-1k", "translated to synsets by meta.mat", "the devkit's own numbers, in meta.mat")
 
 
 def test_line_that_names_no_class_is_told(tmp_path: Path) -> None:

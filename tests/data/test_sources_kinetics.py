@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def test_files_of_any_layout_meet_their_annotations(tree: Path, tmp_path: Path) -> None:
+def test_files_of_any_layout_meet_their_annotations(tree: Path, tmp_path: Path, trap: Callable[..., None]) -> None:
     listing = rows_for(manifest(tmp_path), roots=[tree])
     rows = by_clip(listing.rows)
     assert set(rows) == {f"{A}_000084_000094", f"{B}_000001_000011", f"{E}_000001_000011", f"{C}_000007_000017"}
@@ -78,9 +79,24 @@ def test_files_of_any_layout_meet_their_annotations(tree: Path, tmp_path: Path) 
     assert rows[f"{B}_000001_000011"].annotations[0].label_index == 0
     whole = rows[f"{C}_000007_000017"]
     assert (whole.split, whole.annotations[0].label_raw, whole.start_ms) == ("val", "apple eating", 7000)
+    trap(
+        "Kinetics tables",
+        "rank among the sorted labels of train; val has the same",
+        "class index counted from the training labels",
+    )
+    trap(
+        "Kinetics folders",
+        "three fields split from the right; the id is whole",
+        "ids that begin with - or _ and contain both",
+    )
+    trap(
+        "Kinetics folders",
+        "times and label come from the table",
+        "files named without their times (val lists of mmaction2)",
+    )
 
 
-def test_both_sides_are_counted(tree: Path, tmp_path: Path) -> None:
+def test_both_sides_are_counted(tree: Path, tmp_path: Path, trap: Callable[..., None]) -> None:
     listing = rows_for(manifest(tmp_path), roots=[tree])
 
     def line(split: str, label: str | None, *counts: int) -> dict[str, object]:
@@ -95,6 +111,8 @@ def test_both_sides_are_counted(tree: Path, tmp_path: Path) -> None:
     ]
     extra = by_clip(listing.rows)[f"{E}_000001_000011"]
     assert (extra.split, extra.annotations[0].label_raw, extra.annotations[0].label_index) == ("train", None, None)
+    trap("Kinetics folders", "counted as missing, by class", "annotated, file missing")
+    trap("Kinetics folders", "kept without a label, counted as unannotated", "file there, not annotated")
 
 
 def test_rows_are_sorted_and_do_not_depend_on_the_order_of_roots(tree: Path, tmp_path: Path) -> None:
@@ -164,7 +182,7 @@ def test_manifest_tables_and_folders_are_used_without_asking(tree: Path, tmp_pat
     assert (moved.split, moved.annotations[0].label_raw) == ("test", None), "tables given replace those of the manifest"
 
 
-def test_unlabelled_rows_of_a_table_are_planned(tmp_path: Path) -> None:
+def test_unlabelled_rows_of_a_table_are_planned(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     clip(root / "x" / f"{A}_000001_000011.mp4")
     (root / "train.csv").write_text(f"{HEADER},{A},1,11,train\nx,{B},1,11,train\n")
@@ -179,18 +197,20 @@ def test_unlabelled_rows_of_a_table_are_planned(tmp_path: Path) -> None:
         "replaced": 0,
         "unannotated": 0,
     }
+    trap("Kinetics tables", "planned, without a label", "a row without its label")
 
 
-def test_table_overrules_the_folder(tmp_path: Path) -> None:
+def test_table_overrules_the_folder(tmp_path: Path, trap: Callable[..., None]) -> None:
     """The train archives of K600 hold clips of the test split: in the set they must be test clips."""
     root = tmp_path / "raw"
     clip(root / "train" / "x" / f"{A}_000001_000011.mp4")
     clip(root / "test" / f"{A}_000001_000011.mp4")
     (root / "test.csv").write_text(f"youtube_id,time_start,time_end,split\n{A},1,11,test\n")
     assert [row.split for row in rows_for(manifest(tmp_path), roots=[root]).rows] == ["test", "test"]
+    trap("Kinetics folders", "the split of the table wins over the folder", "training files in the test folder (K600)")
 
 
-def test_clip_of_two_splits_carries_both_and_stands_in_its_folder(tmp_path: Path) -> None:
+def test_clip_of_two_splits_carries_both_and_stands_in_its_folder(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     clip(root / "val" / f"{A}_000001_000011.mp4")
     (root / "all.csv").write_text(f"{HEADER}x,{A},1,11,train\nx,{A},1,11,val\n")
@@ -198,9 +218,10 @@ def test_clip_of_two_splits_carries_both_and_stands_in_its_folder(tmp_path: Path
     (row,) = rows_for(release, roots=[root], annotations=[root / "all.csv"]).rows
     assert row.split == "val"
     assert [each.split for each in row.annotations] == ["val", "train"]
+    trap("Kinetics tables", "stands once, in its folder's split; both annotations kept", "one clip in two splits")
 
 
-def test_full_list_and_incomplete_table_are_joined(tmp_path: Path) -> None:
+def test_full_list_and_incomplete_table_are_joined(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     clip(root / f"{A}_000001_000011.mp4")
     clip(root / f"{B}_000001_000011.mp4")
@@ -209,26 +230,35 @@ def test_full_list_and_incomplete_table_are_joined(tmp_path: Path) -> None:
     (root / "train.json").write_text(f'{{"{A}": {{"annotations": {{"segment": [1, 11]}}, "subset": "train"}}}}')
     listing = rows_for(manifest(tmp_path), roots=[root])
     assert [[each.label_raw for each in row.annotations] for row in listing.rows] == [["x"], ["y"]]
+    trap(
+        "Kinetics tables", "joined: every row once, with its label", "an incomplete csv beside the full txt list (K600)"
+    )
 
 
-def test_same_clip_with_two_labels_keeps_both(tmp_path: Path) -> None:
+def test_same_clip_with_two_labels_keeps_both(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     clip(root / f"{A}_000001_000011.mp4")
     (root / "val.csv").write_text(f"{HEADER}sewing,{A},1,11,val\nthreading needle,{A},1,11,val\n")
     (row,) = rows_for(manifest(tmp_path), roots=[root]).rows
     assert [each.label_raw for each in row.annotations] == ["sewing", "threading needle"]
+    trap("Kinetics tables", "one clip, both labels kept", "one clip under two labels")
 
 
-def test_other_interval_of_an_annotated_video_is_not_that_clip(tmp_path: Path) -> None:
+def test_other_interval_of_an_annotated_video_is_not_that_clip(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     clip(root / "val" / f"{A}_000050_000060.mp4")
     (root / "val.csv").write_text(f"{HEADER}x,{A},1,11,val\n")
     listing = rows_for(manifest(tmp_path), roots=[root])
     assert [(row.clip_id, row.annotations[0].label_raw) for row in listing.rows] == [(f"{A}_000050_000060", None)]
     assert [(line["missing"], line["unannotated"]) for line in listing.reconciliation] == [(0, 1), (1, 0)]
+    trap(
+        "Kinetics folders",
+        "another clip: unannotated; the annotated one is missing",
+        "another interval of an annotated video",
+    )
 
 
-def test_clutter_is_counted_and_never_a_row(tmp_path: Path) -> None:
+def test_clutter_is_counted_and_never_a_row(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw" / "train"
     clip(root / "x" / f"._{A}_000001_000011.mp4")
     clip(root / "x" / ".DS_Store")
@@ -239,9 +269,10 @@ def test_clutter_is_counted_and_never_a_row(tmp_path: Path) -> None:
     listing = rows_for(manifest(tmp_path), roots=[root])
     assert [row.platform_id for row in listing.rows] == [B]
     assert listing.skipped == {"hidden": 2, "unfinished": 1, "other_file": 2}
+    trap("Kinetics folders", "counted as hidden, never a row", "._ files and .DS_Store")
 
 
-def test_unusable_files_become_rows_with_their_reason(tmp_path: Path) -> None:
+def test_unusable_files_become_rows_with_their_reason(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw" / "train"
     clip(root / f"{A}_000001_000011.mp4", b"")
     good = clip(root / f"{B}_000001_000011.mp4")
@@ -258,9 +289,10 @@ def test_unusable_files_become_rows_with_their_reason(tmp_path: Path) -> None:
         "loop": Reason.SYMLINK,
     }
     assert any("loop links to a folder" in note for note in listing.notes)
+    trap("Kinetics folders", f"failed: {Reason.EMPTY}", "a file of no bytes")
 
 
-def test_replacements_take_the_place_of_broken_files(tmp_path: Path) -> None:
+def test_replacements_take_the_place_of_broken_files(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     clip(root / "train" / f"{A}_000001_000011.mp4", b"")
     clip(root / "train" / f"{B}_000001_000011.mp4")
@@ -271,12 +303,11 @@ def test_replacements_take_the_place_of_broken_files(tmp_path: Path) -> None:
     assert listing.skipped["replaced"] == 1
     assert [(line["present"], line["replaced"]) for line in listing.reconciliation] == [(2, 1)]
     assert all(row.problem is None and row.split == "train" for row in listing.rows)
-
-
-def test_originals_are_cut_once_per_annotated_piece(tmp_path: Path) -> None:
-    root = tmp_path / "raw"
-    clip(root / f"{A}.mp4")
-    (root / "val.csv").write_text(f"{HEADER}x,{A},1,11,val\ny,{A},50,60,val\n")
+    trap(
+        "Kinetics folders",
+        "the replacement is read, the broken file counted as replaced",
+        "a replacement beside the broken file",
+    )
 
 
 def test_piece_that_may_be_either_of_two_is_named_by_its_bytes(tmp_path: Path) -> None:
@@ -301,6 +332,20 @@ def test_folders_name_the_class_where_there_is_no_table(tmp_path: Path) -> None:
         C: (None, None),
     }
     assert by_clip(listing.rows)[None].platform_id == B, "without times the bytes name the clip"
+
+
+@pytest.mark.parametrize(
+    "label", ["massaging person's head", "petting animal (not cat)", "passing American football (not in game)"]
+)
+def test_a_label_in_any_of_three_spellings_is_one_class(tmp_path: Path, label: str, trap: Callable[..., None]) -> None:
+    """Raw as in the tables, of mmaction2 (no quotes, underscores), of torchvision (also no brackets and apostrophes)."""
+    as_torchvision = label.replace(" ", "_").translate(str.maketrans("", "", "'()"))
+    for number, folder in enumerate((label, label.replace(" ", "_"), as_torchvision)):
+        clip(tmp_path / "raw" / "val" / folder / f"{number:011d}_000001_000011.mp4")
+    found = rows_for(load_manifest("k400"), roots=[tmp_path / "raw"]).rows
+    notes = {(row.annotations[0].label_raw, row.annotations[0].label_index) for row in found}
+    assert notes == {(label, load_manifest("k400").labels.index(label))} and len(found) == 3
+    trap("Kinetics tables", "one class, one index", "labels spelled raw, as mmaction2 and as torchvision do")
 
 
 def test_files_no_split_can_be_told_for_are_refused_when_that_is_all(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ RECORDS = [
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "parquet"])
-def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     video(root / "a.mp4")
     video(root / "sub" / "b.mp4")
@@ -64,9 +65,14 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
     assert [(tag["tag"], tag["origin"]) for tag in first.web["tags"]] == [("x", "tag"), ("y", "tag"), ("tag", "title")]
     assert (second.split, second.annotations[0].label_raw, second.clip_id) == ("val", "running", None)
     assert source_path(second.source_uri) == root / "sub" / "b.mp4"
+    trap(
+        "Web tables and lists",
+        "the same rows, any metadata columns kept",
+        "csv, tsv, json, jsonl, parquet of the same rows",
+    )
 
 
-def test_text_file_has_a_path_or_an_address_in_each_line(tmp_path: Path) -> None:
+def test_text_file_has_a_path_or_an_address_in_each_line(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     video(root / "a.mp4")
     video(root / "copies" / fetched_name(URL), b"fetched")
@@ -82,6 +88,7 @@ def test_text_file_has_a_path_or_an_address_in_each_line(tmp_path: Path) -> None
     assert {row.source_uri for row in missing} == {"https://example.org/b"}
     assert len({row.source_member for row in missing}) == 2, "the query is not kept, yet the rows are two"
     assert "secret" not in str(rows)
+    trap("Web tables and lists", "stands nowhere in our books", "a secret in an address")
 
 
 def test_copy_has_a_plain_name() -> None:
@@ -97,7 +104,7 @@ def test_copy_has_a_plain_name() -> None:
 @pytest.mark.parametrize(
     "text", ["../secret.mp4", "{outside}/secret.mp4", "link/secret.mp4", "sub/../../secret.mp4", "..", "."]
 )
-def test_path_out_of_the_folders_is_refused(tmp_path: Path, text: str) -> None:
+def test_path_out_of_the_folders_is_refused(tmp_path: Path, text: str, trap: Callable[..., None]) -> None:
     """A list may come from anybody: it must not make us read what lies elsewhere."""
     root = tmp_path / "raw"
     video(root / "sub" / "a.mp4")
@@ -107,19 +114,25 @@ def test_path_out_of_the_folders_is_refused(tmp_path: Path, text: str) -> None:
     (row,) = rows_for(manifest(tmp_path), roots=[root], annotations=[path]).rows
     assert row.problem is not None
     assert row.problem[0] in (Reason.REFUSED_URL, Reason.SPECIAL_FILE)
+    trap(
+        "Web tables and lists",
+        f"failed: {Reason.REFUSED_URL} or {Reason.SPECIAL_FILE}, never read",
+        "a path out of the folder",
+    )
 
 
 @pytest.mark.parametrize(
     "url", ["file:///etc/passwd", "/etc/passwd", "ftp://example.org/a", "concat:a|b", "http://[::1/"]
 )
-def test_address_that_is_none_is_refused(tmp_path: Path, url: str) -> None:
+def test_address_that_is_none_is_refused(tmp_path: Path, url: str, trap: Callable[..., None]) -> None:
     path = table(tmp_path / "list.csv", f"url\n{url}\n")
     (row,) = rows_for(manifest(tmp_path), roots=[tmp_path], annotations=[path]).rows
     assert row.problem == (Reason.REFUSED_URL, "not an http(s) address")
     assert "passwd" not in str(row)
+    trap("Web tables and lists", f"failed: {Reason.REFUSED_URL}", "an address that is none")
 
 
-def test_links_and_missing_files_are_rows_that_say_so(tmp_path: Path) -> None:
+def test_links_and_missing_files_are_rows_that_say_so(tmp_path: Path, trap: Callable[..., None]) -> None:
     root = tmp_path / "raw"
     real = video(root / "a.mp4")
     (root / "b.mp4").symlink_to(real)
@@ -135,6 +148,12 @@ def test_links_and_missing_files_are_rows_that_say_so(tmp_path: Path) -> None:
     ]
     assert listing.skipped["repeated"] == 1
     assert [(line["annotated"], line["present"], line["missing"]) for line in listing.reconciliation] == [(5, 1, 4)]
+    trap(
+        "Web tables and lists",
+        f"failed: {Reason.SYMLINK}, {Reason.EMPTY}, {Reason.GONE}",
+        "links, empty and missing files",
+    )
+    trap("Web tables and lists", "one row; the other counted as repeated", "one file twice in a table")
 
 
 def test_hash_and_span_name_the_clip(tmp_path: Path) -> None:

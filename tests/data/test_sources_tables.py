@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,40 +22,67 @@ def read(folder: Path, name: str, text: str, *, needs_times: bool = False) -> li
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("quirk", "text"),
     [
-        f"label,youtube_id,time_start,time_end,split,is_cc\nplaying cards,{A},84,94,train,0\n",
-        f"label,youtube_id,time_start,time_end,split\nplaying cards,{A},84,94,train\n",
-        f"youtube_id,split,time_end,time_start,label\n{A},training,94.0,84.0,playing cards\n",
-        f'"label","youtube_id","time_start","time_end","split"\n"playing cards","{A}","84","94","train"\n',
-        f'\ufefflabel,youtube_id,time_start,time_end,split\r\n"""playing cards""",{A},84,94,train\r\n\r\n',
-        f"label;YouTube-ID;Time Start;Time End;subset\nplaying cards;{A};84;94;train\n",
+        (
+            "six columns, with is_cc (K400)",
+            f"label,youtube_id,time_start,time_end,split,is_cc\nplaying cards,{A},84,94,train,0\n",
+        ),
+        (
+            "five columns (K600, K700)",
+            f"label,youtube_id,time_start,time_end,split\nplaying cards,{A},84,94,train\n",
+        ),
+        (
+            "columns in another order",
+            f"youtube_id,split,time_end,time_start,label\n{A},training,94.0,84.0,playing cards\n",
+        ),
+        ("times written 84.0", f"label,youtube_id,time_start,time_end,split\nplaying cards,{A},84.0,94.0,train\n"),
+        (
+            "labels in quotes",
+            f'"label","youtube_id","time_start","time_end","split"\n"playing cards","{A}","84","94","train"\n',
+        ),
+        (
+            "labels in quotes",
+            f'\ufefflabel,youtube_id,time_start,time_end,split\r\n"""playing cards""",{A},84,94,train\r\n\r\n',
+        ),
+        (None, f"label;YouTube-ID;Time Start;Time End;subset\nplaying cards;{A};84;94;train\n"),
         # an index column without a name, as pandas and one release of the bucket leave it
-        f"label,youtube_id,time_start,time_end,split\n0,playing cards,{A},84,94,train\n",
-        f",label,youtube_id,time_start,time_end,split\n0,playing cards,{A},84,94,train\n",
+        (
+            "an index column in front, with and without a name (K400 test)",
+            f"label,youtube_id,time_start,time_end,split\n0,playing cards,{A},84,94,train\n",
+        ),
+        (
+            "an index column in front, with and without a name (K400 test)",
+            f",label,youtube_id,time_start,time_end,split\n0,playing cards,{A},84,94,train\n",
+        ),
     ],
 )
-def test_csv_columns_are_found_by_name(tmp_path: Path, text: str) -> None:
+def test_csv_columns_are_found_by_name(tmp_path: Path, quirk: str | None, text: str, trap: Callable[..., None]) -> None:
     (clip,) = read(tmp_path, "train.csv", text, needs_times=True)
     assert (clip.platform_id, clip.start_ms, clip.end_ms) == (A, 84_000, 94_000)
     assert (clip.split, clip.label, clip.row_number) == ("train", "playing cards", 1)
+    if quirk is not None:
+        trap("Kinetics tables", "columns are found by their header; same row", quirk)
 
 
-def test_csv_without_labels_has_none(tmp_path: Path) -> None:
+def test_csv_without_labels_has_none(tmp_path: Path, trap: Callable[..., None]) -> None:
     (clip,) = read(tmp_path, "test.csv", f"youtube_id,time_start,time_end,split\n{A},1,11,test\n")
     assert clip.label is None
     assert clip.is_cc is None
     first, second = read(tmp_path, "train.csv", f"label,youtube_id,time_start,time_end\nx,{A},1,11\n,{B},1.5,11\n")
     assert (first.label, first.split) == ("x", None)
     assert (second.label, second.start_ms) == (None, 1500)
+    trap("Kinetics tables", "read; the label is unknown (NULL)", "four columns, without a label (K600 test)")
 
 
 @pytest.mark.parametrize(
     ("word", "split"), [("validate", "val"), ("val", "val"), ("Validation", "val"), ("extra", "extra")]
 )
-def test_split_words_are_made_one(tmp_path: Path, word: str, split: str) -> None:
+def test_split_words_are_made_one(tmp_path: Path, word: str, split: str, trap: Callable[..., None]) -> None:
     (clip,) = read(tmp_path, "a.csv", f"youtube_id,time_start,time_end,split\n{A},1,11,{word}\n")
     assert clip.split == split
+    if word == "validate":
+        trap("Kinetics tables", "read as val", "split word validate")
 
 
 @pytest.mark.parametrize(
@@ -72,12 +100,13 @@ def test_split_words_are_made_one(tmp_path: Path, word: str, split: str) -> None
     ],
 )
 def test_table_without_header_is_read_by_its_content(
-    tmp_path: Path, text: str, label: str | None, index: int | None, split: str | None
+    tmp_path: Path, text: str, label: str | None, index: int | None, split: str | None, trap: Callable[..., None]
 ) -> None:
     first, second = read(tmp_path, "train.txt", text, needs_times=True)
     assert (first.platform_id, first.start_ms, first.end_ms) == (A, 84_000, 94_000)
     assert second.platform_id == B
     assert (first.label, first.label_index, first.split) == (label, index, split)
+    trap("Kinetics tables", "columns told by what they hold", "a txt list of unknown layout (K600)")
 
 
 def test_lists_of_whole_files_have_no_times(tmp_path: Path) -> None:
@@ -85,7 +114,7 @@ def test_lists_of_whole_files_have_no_times(tmp_path: Path) -> None:
     assert (first.platform_id, first.start_ms, first.label_index, first.split) == (A, None, 3, "val")
 
 
-def test_deepmind_json_is_read(tmp_path: Path) -> None:
+def test_deepmind_json_is_read(tmp_path: Path, trap: Callable[..., None]) -> None:
     value = {
         A: {"annotations": {"label": "x", "segment": [84.0, 94.0]}, "duration": 10.0, "subset": "validate", "url": "u"},
         B: {"annotations": {"segment": [1.0, 11.0]}, "duration": 10.0, "subset": "test", "url": "u"},
@@ -96,6 +125,7 @@ def test_deepmind_json_is_read(tmp_path: Path) -> None:
     wrapped = {"database": {A: {"annotations": [{"label": "x", "segment": [84, 94]}], "subset": "training"}}}
     (clip,) = read(tmp_path, "all.json", json.dumps(wrapped))
     assert (clip.label, clip.split, clip.end_ms) == ("x", "train", 94_000)
+    trap("Kinetics tables", "same rows as the csv", "DeepMind json, keyed by id")
 
 
 def test_rows_as_json_are_read(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def test_every_file_is_a_row_named_by_its_bytes(tmp_path: Path) -> None:
     assert not found.skipped
 
 
-def test_hostile_names_are_only_names(tmp_path: Path) -> None:
+def test_hostile_names_are_only_names(tmp_path: Path, trap: Callable[..., None]) -> None:
     names = [
         b"\xff\xfe.mp4",
         b"new\nline.mp4",
@@ -86,6 +87,7 @@ def test_hostile_names_are_only_names(tmp_path: Path) -> None:
     rows = listing(tmp_path).rows
     assert [os.fsencode(source_path(row.source_uri).name) for row in rows] == sorted(names)
     assert all(row.source_uri.isascii() and row.source_uri.isprintable() for row in rows)
+    trap("Web tables and lists", "percent-encoded; read back byte for byte", "names of any bytes")
 
 
 def test_links_pipes_and_sockets_are_rows_that_say_so(tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_bad_sidecar_flags_the_clip_and_keeps_it(tmp_path: Path, text: str) -> N
     assert (row.flags, row.web, row.problem) == (("bad_sidecar",), {}, None)
 
 
-def test_huge_binary_and_linked_sidecars_are_not_used(tmp_path: Path) -> None:
+def test_huge_binary_and_linked_sidecars_are_not_used(tmp_path: Path, trap: Callable[..., None]) -> None:
     (tmp_path / "a.mp4").write_bytes(b"x")
     sidecar = tmp_path / "a.json"
     sidecar.write_bytes(b'{"title": "' + b"x" * MAX_SIDECAR_BYTES + b'"}')
@@ -213,6 +215,7 @@ def test_huge_binary_and_linked_sidecars_are_not_used(tmp_path: Path) -> None:
     sidecar.unlink()
     sidecar.symlink_to(tmp_path / "elsewhere")
     assert read_sidecar(os.fsencode(sidecar)).is_bad
+    trap("Web tables and lists", "the clip is kept and flagged bad_sidecar", "a broken, huge or linked sidecar")
 
 
 def test_values_of_the_wrong_kind_are_left_out(tmp_path: Path) -> None:
@@ -277,8 +280,9 @@ def test_urls_keep_no_secrets(text: str, url: str | None) -> None:
         ("", []),
     ],
 )
-def test_hashtags_are_read_from_text(text: str, tags: list[str]) -> None:
+def test_hashtags_are_read_from_text(text: str, tags: list[str], trap: Callable[..., None]) -> None:
     assert list(hashtags(text)) == tags
+    trap("Web tables and lists", "tags: NFKC, casefolded, without #", "hashtags in titles and descriptions")
 
 
 @given(st.text(max_size=50))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def manifest(folder: Path, more: str = "", splits: str = "[splits.train]\n") -> 
     return load_manifest(str(path))
 
 
-def test_members_of_a_key_are_one_sample(tmp_path: Path) -> None:
+def test_members_of_a_key_are_one_sample(tmp_path: Path, trap: Callable[..., None]) -> None:
     info = as_json(id="aaaaaaaaaaa", extractor="youtube", title="From #above", tags=["Dance"], label="zumba")
     tar(
         tmp_path / "x-0.tar",
@@ -83,9 +84,32 @@ def test_members_of_a_key_are_one_sample(tmp_path: Path) -> None:
     assert (listing.skipped["pickled"], listing.skipped["hidden"]) == (2, 1)
     assert "2 members that only code could read back" in listing.notes[0]
     assert b"".join(open_member(c.source_uri, c.source_member or "")) == b"third"
+    trap("WebDataset", "the key ends at the first dot: one sample, its videos pieces of it", "dots in a key")
+    trap("WebDataset", "only the name itself counts", "dots in a folder's name")
+    trap("WebDataset", "counted as hidden, never a sample", "._ members")
+    trap(
+        "WebDataset",
+        f"failed: {found['d.json'].problem[0] if found['d.json'].problem else None}",
+        "json of a failed sample, no video",
+    )
+    trap(
+        "WebDataset",
+        "never opened; counted, the sample flagged dropped_members",
+        "members that only code can read (pickle, npz)",
+    )
+    trap("WebDataset", "the class index", "labels as .cls")
+    trap("WebDataset", "the clip is kept and flagged bad_sidecar", "broken json")
 
 
-def test_patterns_name_every_file_or_say_which_is_missing(tmp_path: Path) -> None:
+def test_members_of_a_key_need_not_stand_side_by_side(tmp_path: Path, trap: Callable[..., None]) -> None:
+    members = [("a.mp4", b"first"), ("b.mp4", b"second"), ("b.cls", b"1"), ("a.txt", b"words"), ("a.cls", b"0")]
+    listing = rows_for(manifest(tmp_path), roots=[tar(tmp_path / "x.tar", members)])
+    found = {row.source_member: (row.web.get("title"), row.annotations[0].label_index) for row in listing.rows}
+    assert found == {"a.mp4": ("words", 0), "b.mp4": (None, 1)}
+    trap("WebDataset", "one whole sample all the same", "members of a key not side by side")
+
+
+def test_patterns_name_every_file_or_say_which_is_missing(tmp_path: Path, trap: Callable[..., None]) -> None:
     for number in (8, 9, 10):
         tar(tmp_path / f"x-{number:03d}.tar", [(f"{number}.mp4", b"video")])
     assert is_pattern(tmp_path / "x-{008..010}.tar") and not is_pattern(tmp_path / "x-008.tar")
@@ -99,6 +123,7 @@ def test_patterns_name_every_file_or_say_which_is_missing(tmp_path: Path) -> Non
         expand_pattern(tmp_path / "y-*.tar")
     listing = rows_for(load_manifest("web"), roots=[tmp_path / "x-{008..010}.tar"])
     assert [row.source_member for row in listing.rows] == ["8.mp4", "9.mp4", "10.mp4"]
+    trap("WebDataset", "refused in one sentence that names it", "a range that names a missing tar")
 
 
 def test_a_command_or_an_address_is_no_place(tmp_path: Path) -> None:
