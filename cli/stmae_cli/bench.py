@@ -31,7 +31,9 @@ def bench_step(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     is_json: JsonFlag = False,
 ) -> None:
-    """Time a pre-training step: ours, transformers' VideoMAE in both its ways to attend, and ours with an encoder of all tokens.
+    """Time a pre-training step beside those of others.
+
+    Ours, transformers' VideoMAE in both its ways to attend, and ours with an encoder of all tokens.
 
     Example: stmae-train bench step --size 112 --dtype fp32 --json
     """
@@ -63,7 +65,9 @@ def bench_decode(
     ] = True,
     is_json: JsonFlag = False,
 ) -> None:
-    """Time reading of stored clips against torchcodec, OpenCV, decord and PyAV on plain files, and check that the frames are right.
+    """Time reading of stored clips beside other readers.
+
+    Against torchcodec, OpenCV, decord and PyAV on plain files; it is checked that the frames are right.
 
     Example: stmae-train bench decode videos/*.mp4 --json
     """
@@ -93,7 +97,9 @@ def bench_loader(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Time shards to batches with all workers against bare decoding of the same clips on one core.
+    """Time shards to batches beside bare decoding.
+
+    With all workers, against the same clips on one core.
 
     Example: stmae-train bench loader --shards k400 --workers 8 --json
     """

@@ -70,7 +70,9 @@ def build(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Build a verified shard set, or go on with one that was interrupted.
+    """Build a verified shard set.
+
+    The same command goes on with a build that was interrupted, and takes in what is new.
 
     Example: stmae-data build k400 --from /data/kinetics400 --workers 16
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 __all__ = [
     "JsonFlag",
@@ -44,9 +45,16 @@ WorkspaceOption = Annotated[
 JsonFlag = Annotated[bool, typer.Option("--json", help="The same facts as JSON on stdout.")]
 
 
-def make_app(text: str) -> typer.Typer:
-    """A Typer app without what makes `--help` slow."""
+def make_app(text: str, *, order: Sequence[str] = ()) -> typer.Typer:
+    """A Typer app without what makes `--help` slow; `--help` lists the commands of `order` first, in this order."""
+
+    class Group(TyperGroup):
+        def list_commands(self, ctx: Any) -> list[str]:
+            names = super().list_commands(ctx)
+            return [*(name for name in order if name in names), *(name for name in names if name not in order)]
+
     return typer.Typer(
+        cls=Group,
         help=text,
         no_args_is_help=True,
         rich_markup_mode=None,
@@ -164,6 +172,9 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str), flush=True)
 
 
+_MOST_CHARACTERS = 200
+
+
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, is_json: bool = False) -> None:
     """A table on stdout (stderr beside JSON); cells are data, never markup."""
     from rich.box import SIMPLE_HEAD
@@ -171,16 +182,26 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     from rich.table import Table
     from rich.text import Text
 
-    shown = Table(
-        title=title, title_justify="left", title_style="bold", header_style="", box=SIMPLE_HEAD, pad_edge=False
-    )
+    shown = Table(header_style="", box=SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        shown.add_column(column)
+        shown.add_column(column, overflow="fold")  # a path is broken, never cut
     for row in rows:
-        shown.add_row(*(Text(_clean("" if cell is None else str(cell))[:200]) for cell in row))
+        shown.add_row(*(Text(_cut(_clean("" if cell is None else str(cell)))) for cell in row))
     target = sys.stderr if is_json else sys.stdout
     width = None if target.isatty() else 160
-    Console(file=target, width=width, highlight=False).print(shown)
+    printer = Console(file=target, width=width, highlight=False)
+    printer.print(Text(title, style="bold"))  # not the table's own title, which is broken at the width of the table
+    printer.print(shown)
+
+
+def _cut(text: str) -> str:
+    """At most 200 characters, cut where one of several items ends, and told."""
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    items, kept = text.split(", "), 0
+    while len(", ".join(items[: kept + 1])) <= _MOST_CHARACTERS - 15:
+        kept += 1
+    return f"{', '.join(items[:kept])}, … {len(items) - kept} more" if kept else f"{text[: _MOST_CHARACTERS - 2]} …"
 
 
 def facts(title: str, value: Mapping[str, Any], *, is_json: bool = False) -> None:

@@ -16,9 +16,24 @@ from stmae_data.errors import Reason
 __all__ = ["app", "main"]
 
 app = console.make_app(
-    "Turn video into verified WebDataset shard sets, prove that no training clip leaks into an evaluation set, and keep every clip's story."
+    "Turn video into verified WebDataset shard sets, prove that no training clip leaks into an evaluation set, and keep every clip's story.",
+    order=(
+        "demo",
+        "fetch",
+        "build",
+        "fingerprint",
+        "dedup",
+        "leaks",
+        "select",
+        "remove",
+        "verify",
+        "stats",
+        "show",
+        "diff",
+        "sql",
+    ),
 )
-catalog_app = console.make_app("The catalogue: a cache over all ledgers; deleting it loses nothing.")
+catalog_app = console.make_app("The catalogue, a cache over all ledgers.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(publishing.app)  # without a name: its commands stand beside those below
 app.add_typer(removal.app)
@@ -34,7 +49,9 @@ def demo(
     workers: Annotated[int, typer.Option(help="Processes.")] = 2,
     is_json: JsonFlag = False,
 ) -> None:
-    """Render the small world: real encoded videos in official layouts, with planted leaks, duplicates and broken files.
+    """Render the small world to try everything on.
+
+    Real encoded videos in official layouts, with planted leaks, duplicates and broken files.
 
     Example: stmae-data demo world --scale 0.1
     """
@@ -69,7 +86,9 @@ def dedup(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Find duplicates and leaks, show them, write decisions with evidence, then apply them.
+    """Find duplicates and leaks, decide with evidence, apply.
+
+    What is found is shown first; decisions are written before anything changes.
 
     Example: stmae-data dedup k700 --against k400:val --to k700-clean
     """
@@ -119,7 +138,9 @@ def leaks(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Count what training data shares with evaluation data, at every level; exit 3 when anything is shared.
+    """Count what training data shares with evaluation data.
+
+    At every level of sameness; exit 3 when anything is shared.
 
     Example: stmae-data leaks k700 --against k400:val
     """
@@ -165,7 +186,9 @@ def select(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Name a part of a set: immutable, digested, nested by seed; nothing is copied.
+    """Name a part of a set; nothing is copied.
+
+    A selection is immutable and digested, and selections of one seed nest.
 
     Example: stmae-data select clean --from web --where "signals['motion'] > 0.02" --samples 240000
     """
@@ -210,7 +233,9 @@ def verify(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Check every invariant of a set; exit 4 with a code for each damage.
+    """Check every invariant of a set.
+
+    Exit 4 with a code for each damage.
 
     Example: stmae-data verify k400
     """
@@ -252,7 +277,9 @@ def show(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Tell a clip's story: source, bytes, outcome, decisions, shard and offset, runs that read it. Put -- before an id that begins with -.
+    """Tell the whole story of a clip.
+
+    Source, bytes, outcome, decisions, shard and offset, runs that read it. Put -- before an id that begins with -.
 
     Example: stmae-data show -- -3B32lodo2M_000059_000069
     """
@@ -291,7 +318,9 @@ def sql(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Ask the ledgers in SQL; the connection can read nothing else and write nothing.
+    """Ask the ledgers in SQL.
+
+    The connection can read nothing else and write nothing.
 
     Example: stmae-data sql "SELECT set_name, outcome, count(*) FROM clip GROUP BY ALL"
     """
@@ -310,7 +339,9 @@ def report(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Write one self-contained HTML page about a set: thumbnails, classes, durations, outcomes, leaks.
+    """Write one HTML page about a set.
+
+    Self-contained: thumbnails, classes, durations, outcomes, leaks.
 
     Example: stmae-data report k400
     """

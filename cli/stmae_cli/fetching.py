@@ -60,7 +60,9 @@ def fetch(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Fetch a release, a list of addresses or YouTube ids into raw/; the same command goes on where it was stopped.
+    """Fetch a release, addresses or YouTube ids into raw/.
+
+    The same command goes on where it was stopped.
 
     Example: stmae-data fetch videos.csv --name web
     """

@@ -25,7 +25,9 @@ def card(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Write README.md (with the Hub's front matter) and croissant.json (Croissant 1.1) from what is on record; unknown stays out.
+    """Write the data card and Croissant metadata of a set.
+
+    README.md (with the Hub's front matter) and croissant.json (Croissant 1.1) from what is on record; unknown stays out.
 
     Example: stmae-data card k400-clean --organization "Motion Lab" --url https://example.org/k400-clean
     """
@@ -55,7 +57,9 @@ def export(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Write a list of clips for other tools. Text cells that a spreadsheet would run get a leading apostrophe.
+    """Write a list of clips for other tools.
+
+    Text cells that a spreadsheet would run get a leading apostrophe.
 
     Example: stmae-data export k400:val --format kinetics --out val.csv
     """
@@ -82,7 +86,9 @@ def push(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Bring a verified set that may be passed on to the Hub: shards, then ledgers, set.json last (extra: stmae[hub]).
+    """Bring a set to the Hub, if it may be passed on.
+
+    Only a verified set goes: shards, then ledgers, set.json last (extra: stmae[hub]).
 
     The history of a repository keeps what it ever held; after a takedown its owner has to squash it.
 
@@ -105,7 +111,9 @@ def push(
 
 @console.command(app, "doctor")
 def doctor(workspace: WorkspaceOption = HERE, is_json: JsonFlag = False) -> None:
-    """Look at whether this machine is fit for the work: software, limits, disk; exit 1 when something needed is missing.
+    """Look at whether this machine is fit for the work.
+
+    Software, limits, disk; exit 1 when something needed is missing.
 
     Example: stmae-data doctor -w /data/workspace
     """

@@ -35,7 +35,9 @@ def remove(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Take clips down: out of every set, with the same bytes under any other id, and tombstones so that they stay away.
+    """Take clips down, out of every set.
+
+    The same bytes under any other id go too, and tombstones keep them away.
 
     Only shards that hold such clips are rewritten, each set gets a new version. Sets to look at come first, the lists after them.
 
@@ -84,7 +86,9 @@ def fingerprint(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Add frame hashes to a set that lacks them, or upgrade those of an older algorithm, from the stored clips.
+    """Make frame hashes again from the stored clips.
+
+    For a set that lacks them or has those of an older algorithm.
 
     Example: stmae-data fingerprint k400 --workers 16
     """

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["study_app"]
 
-study_app = console.make_app("Studies: fixed training, varied data, intervals and verdicts.")
+study_app = console.make_app("Studies of what data does to a fixed training.")
 
 HERE = Path()
 
@@ -47,7 +47,9 @@ def study_plan(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Expand a study into cells, with reuse, leaks and the smallest difference it can detect; run nothing.
+    """Expand a study into cells; run nothing.
+
+    With reuse, leaks and the smallest difference it can detect.
 
     Example: stmae-train study plan demo --scale study -w demo
     """
@@ -87,7 +89,9 @@ def study_run(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Run what is not done yet; several processes may work on one study.
+    """Run what is not done yet.
+
+    Several processes may work on one study.
 
     Example: stmae-train study run demo --scale demo -w demo
     """
@@ -173,7 +177,7 @@ def study_report(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Compare the arms and write the page, the tables and the figures.
+    """Compare the arms; write page, tables and figures.
 
     Example: stmae-train study report demo -w demo --truth demo/truth.json --html demo/report.html
     """

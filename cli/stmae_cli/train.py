@@ -237,7 +237,7 @@ def finetune(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Fine-tune the encoder with labels and test it on merged views.
+    """Fine-tune an encoder with labels; test on merged views.
 
     Example: stmae-train finetune --init demo-demo-k400-s0 --shards demo-k400 --eval-shards demo-k400:val --recipe demo
     """
@@ -287,7 +287,9 @@ def embed(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Write one vector per clip, which `stmae-data sql` reads as the table `embedding`.
+    """Write one vector per clip.
+
+    `stmae-data sql` reads them as the table `embedding`.
 
     Example: stmae-train embed web --init mae-st-l16-k400-s0 --recipe mae-st-l16
     """
@@ -361,7 +363,7 @@ def picture(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Write original / masked / reconstruction strips of fixed clips.
+    """Write strips of clips: original, masked, reconstructed.
 
     Example: stmae-train picture demo-demo-k400-s0 --shards demo-k400:val --ratio 0.5
     """
@@ -393,7 +395,9 @@ def report(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Write one self-contained HTML page about a run: curves, cost, what it read, pictures.
+    """Write one HTML page about a run.
+
+    Self-contained: curves, cost, what it read, pictures.
 
     Example: stmae-train report demo-demo-k400-s0
     """

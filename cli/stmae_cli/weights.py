@@ -127,7 +127,9 @@ def inspect(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Show what a weights file holds: lineage, shape, target, pixels, parameters, cost, what it was trained on.
+    """Show what a weights file holds.
+
+    Lineage, shape, target, pixels, parameters, cost, what it was trained on.
 
     Example: stmae-train inspect runs/demo-demo-k400-s0/weights.safetensors
     """

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
+import pytest
+import typer
+
+from stmae_cli import console, data, train
 from stmae_cli.console import expand_lists, fill_optional
+
+
+def short_helps(command: Any, path: str) -> dict[str, str]:
+    """What lists of commands say of each, cut as on a screen of 80 columns."""
+    found = {path: command.get_short_help_str(60)}
+    for name, each in getattr(command, "commands", {}).items():
+        found |= short_helps(each, f"{path} {name}")
+    return found
+
+
+@pytest.mark.parametrize(("app", "name"), [(data.app, "stmae-data"), (train.app, "stmae-train")])
+def test_a_list_of_commands_says_whole_sentences(app: typer.Typer, name: str) -> None:
+    found = short_helps(typer.main.get_command(app), name)
+    del found[name]
+    assert len(found) > 10 and not {path: text for path, text in found.items() if not text or text.endswith("...")}
+
+
+def test_a_title_stays_on_one_line_and_long_lists_end_with_whole_items(capsys: pytest.CaptureFixture[str]) -> None:
+    ids = ", ".join(f"clip_{number:06d}" for number in range(30))
+    console.table("a set of a long name, version 1", ["what", "n"], [["x", 1], [ids, ""], ["y" * 300, ""]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].rstrip() == "a set of a long name, version 1"
+    told = "".join("".join(lines).split())
+    assert "clip_000013,…16more" in told and told.count("clip_") == 14 and "y" * 198 + "…" in told
 
 
 @pytest.mark.parametrize(
