@@ -54,7 +54,9 @@ def build(
             help="URL of an object store (s3://…, gs://…): the set stands there, the workspace keeps its books."
         ),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="At most this many rows of each split.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="At most this many rows in all: a fair draw, inside every larger one.")
+    ] = None,
     classes: Annotated[list[str] | None, typer.Option(help="Only these classes.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the nested order; the manifest's unless given.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 when any clip was rejected.")] = False,
@@ -117,9 +119,8 @@ def build(
         console.print_json(report.as_json())
     reasons = [[f"  {code}", count] for code, count in sorted(report.counts["reasons"].items())]
     rows = [[kind, report.counts[kind]] for kind in ("planned", "written", "dropped", "failed")]
-    console.table(
-        f"{report.set_name} version {report.version}", ["clips", "number"], [*rows, *reasons], is_json=is_json
-    )
+    state = f"version {report.version}" if report.version else "would be planned" if dry_run else f"job {job}"
+    console.table(f"{report.set_name} {state}", ["clips", "number"], [*rows, *reasons], is_json=is_json)
     if dry_run:
         console.done("Nothing was written; the set would stand in", report.folder, is_json=is_json)
         return

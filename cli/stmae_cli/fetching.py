@@ -121,6 +121,8 @@ def fetch(
             f"Stopped at {report.stopped}: YouTube lets no more through for now, so {report.counts['pending']} ids were not tried; "
             "run the same command again some hours later, with a lower --per-hour."
         )
+    if report.reasons:
+        console.say(f"What became of every address and why: {report.folder / 'fetched.parquet'}")
     console.done(
         f"{report.counts['fetched']} of {report.counts['planned']} fetched, in", report.folder, is_json=is_json
     )
