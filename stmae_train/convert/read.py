@@ -18,7 +18,7 @@ from stmae_train.config import ModelConfig, Recipe, from_toml, override_values
 from stmae_train.convert.facts import model_config, stated_options
 from stmae_train.convert.files import Opened, open_file
 from stmae_train.convert.layouts import LINEAGES, plain_names, recognise, to_upstream
-from stmae_train.convert.shapes import seen_options
+from stmae_train.convert.shapes import HEADS, seen_options
 from stmae_train.errors import CheckpointError, ModelError
 from stmae_train.model import Encoder, from_upstream, outline
 from stmae_train.recipes import names, recipe
@@ -35,7 +35,7 @@ class _EncoderAlone(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, final_norm=config.encoder_norm)
 
 
 def is_ours(opened: Opened) -> bool:
@@ -121,7 +121,7 @@ def _stated(opened: Opened, layout: str, *, where: str) -> dict[str, Any]:
 
 def _head(tensors: Mapping[str, Tensor]) -> str:
     """Name of the classifier's weight; empty where there is none."""
-    return next((name for name in ("head.weight", "head.projection.weight") if name in tensors), "")
+    return next((name for name in HEADS if name in tensors), "")
 
 
 def _model(kind: str, config: ModelConfig, upstream: Mapping[str, Tensor]) -> tuple[nn.Module, str | None, list[str]]:

@@ -13,9 +13,10 @@ from stmae_train.convert.layouts import LINEAGES
 from stmae_train.errors import ModelError
 from stmae_train.tokens import sincos_2d
 
-__all__ = ["ROWS", "VALUES", "seen_options"]
+__all__ = ["HEADS", "ROWS", "VALUES", "seen_options"]
 
 HOG_VALUES_PER_CELL = 27
+HEADS = ("head.weight", "head.projection.weight")  # of classifiers
 ROWS = "rows of a joint table"  # known beside the options, until the number of frames is
 VALUES = "values per token"  # of a target that is no frames of pixels and no HOG
 
@@ -54,7 +55,11 @@ def seen_options(tensors: Mapping[str, Tensor], layout: str) -> dict[str, Any]:
     options |= _positions(tensors, options, begin=begin)
     if kernel.ndim == 4:
         options["num_frames"] = 1
-    return options | _decoder(tensors, options, lineage=lineage, begin=begin)
+    options |= _decoder(tensors, options, lineage=lineage)
+    is_classifier = any(name in tensors for name in HEADS)
+    if not is_classifier and options.get("decoder_input") != "plain":
+        options["encoder_norm"] = f"{begin}norm.weight" in tensors
+    return options
 
 
 def _positions(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, begin: str) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def _is_sincos(rows: Tensor, side: int) -> bool:
     return torch.allclose(rows.float(), fixed, rtol=0, atol=1e-4)
 
 
-def _decoder(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, lineage: str, begin: str) -> dict[str, Any]:
+def _decoder(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, lineage: str) -> dict[str, Any]:
     """Options of the decoder and the target's size, where there is a decoder."""
     blocks, head, embed = {
         "videomae": ("decoder.blocks.", "decoder.head.weight", "encoder_to_decoder"),
@@ -115,9 +120,7 @@ def _decoder(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, linea
         "decoder_input": "projected" if f"{embed}.weight" in tensors else "plain",
         "decoder_embed_bias": f"{embed}.bias" in tensors,
     }
-    if found["decoder_input"] == "projected":
-        found["encoder_norm"] = f"{begin}norm.weight" in tensors
-    else:
+    if found["decoder_input"] == "plain":
         found |= {"dense_encoder": tensors["mask_token"].shape[-1] == options["width"], "decoder_embed_bias": True}
     if lineage != "videomae":
         if options["class_token"]:

@@ -14,11 +14,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from stmae_train.checkpoint import load_autoencoder
+from stmae_train.classifier import start_encoder
 from stmae_train.convert import deflate, read_weights, write_weights
 from stmae_train.errors import ModelError
 from stmae_train.evaluate import load_classifier
 from stmae_train.masks import draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
+from stmae_train.model.encoder import Encoder
 from stmae_train.tokens import sincos_2d
 
 torch.set_num_threads(1)
@@ -91,6 +93,22 @@ def test_videomae_pretraining_goes_there_and_back(
     same_bits(theirs, again)
     with torch.no_grad():
         assert torch.equal(again(clips.transpose(1, 2), bool_masked_pos=mask).logits, wanted.logits)
+
+
+@pytest.mark.parametrize("has_mean_pooling", [True, False])
+def test_a_bare_videomae_encoder_gives_the_same_features(
+    transformers: Any, has_mean_pooling: bool, tmp_path: Path
+) -> None:
+    config = transformers.VideoMAEConfig(**SIZES, **VIDEO, use_mean_pooling=has_mean_pooling)
+    theirs = shaken(transformers.VideoMAEModel(config))
+    theirs.save_pretrained(tmp_path)
+    weights = read_weights(tmp_path / "model.safetensors")
+    assert weights.metadata["kind"] == "encoder" and weights.model.encoder_norm is not has_mean_pooling
+    ours = Encoder(weights.model, final_norm=weights.model.encoder_norm)
+    start_encoder(ours, weights.tensors)
+    clips = random_clips(2, 3, 8, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(clips), theirs(clips.transpose(1, 2)).last_hidden_state, **CLOSE)
 
 
 @pytest.mark.parametrize("has_mean_pooling", [True, False])
