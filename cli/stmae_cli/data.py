@@ -289,7 +289,8 @@ def show(
     if is_json:
         console.print_json(story.as_json())
         return
-    console.facts(f"Clip {clip}", story.as_json())
+    console.table(f"Clip {clip}", *story.as_table())
+    console.say("Every column of its rows: --json")
 
 
 @console.command(app, "diff")
@@ -299,7 +300,9 @@ def diff(
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
 ) -> None:
-    """Say what differs between two sets: clips, classes, hours.
+    """Say what differs between two sets.
+
+    By clip, class, hours and source, with how they were made.
 
     Example: stmae-data diff k700 k700-clean
     """
@@ -309,7 +312,7 @@ def diff(
     if is_json:
         console.print_json(found.as_json())
         return
-    console.facts(f"{first} and {second}", found.as_json())
+    console.table(f"{first} and {second}", *found.as_table())
 
 
 @console.command(app, "sql")

@@ -32,6 +32,7 @@ def card(
     Example: stmae-data card k400-clean --organization "Motion Lab" --url https://example.org/k400-clean
     """
     from stmae_data.publish import Authors, write_card
+    from stmae_data.shards import store_url
 
     authors = Authors(tuple(person or ()), tuple(organization or ()), url, published)
     with console.journal(workspace, "stmae-data card", {"set": name}):
@@ -42,6 +43,8 @@ def card(
         )
     if made.unsaid:
         console.say(f"Croissant also asks for what is not on record here: {', '.join(made.unsaid)}.")
+    if store_url(made.readme.parent) is not None:
+        console.say(f"The next stmae-data build of {name} puts them on its store.")
     console.done(f"Cards: {made.readme} and", made.croissant, is_json=is_json)
 
 

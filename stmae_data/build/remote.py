@@ -32,6 +32,7 @@ _PLANS = (
 )  # what says that there is a plan comes last
 _HEADS = (*_PLANS[1:], _SEAL)
 """Whoever works on a set changes one of these first or last."""
+_CARDS = ("README.md", "croissant.json", "report.html")
 _SHARD = re.compile(r"(?:meta/(?:ledger|fingerprints)/)?([a-z]+-\d{6})\.(?:tar|parquet)")
 
 
@@ -123,7 +124,8 @@ class Outpost:
             for path in (self.folder / "meta").rglob("*")
             if path.is_file() and not path.name.startswith(files.TEMP_PREFIX)
         )
-        self._send_changed([name for name in books if name not in (_LOCK, _OWN, _SEAL)])
+        cards = [name for name in _CARDS if (self.folder / name).is_file()]
+        self._send_changed([*(name for name in books if name not in (_LOCK, _OWN, _SEAL)), *cards])
         there = self.store.names()
         for name in sorted(there):
             if (shard := _SHARD.fullmatch(name)) and not ledger_path(self.folder, shard[1]).exists():

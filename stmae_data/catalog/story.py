@@ -44,9 +44,12 @@ class ClipStory:
             where = f"{row['set_name']}:{row.get('split')}"
             told.append(["source", where, _source(row)])
             told += [["label", where, note["label_raw"]] for note in row.get("annotations", []) if note["label_raw"]]
+            if "num_frames" in row:
+                told.append(["measured", where, _measured(row)])
             told.append(["outcome", where, _outcome(row)])
             if "place" in row:
-                told.append(["stored", where, f"{row['place']}, {row.get('stored_bytes')} bytes"])
+                how = f", {row['encode_mode']}" if "encode_mode" in row else ""
+                told.append(["stored", where, f"{row['place']}, {row.get('stored_bytes')} bytes{how}"])
         for decision in self.decisions:
             other = f"{decision.get('other_set', '')} {decision.get('other_clip_id', '')}".strip()
             what = [decision.get(key) for key in ("verb", "clip_id", "reason", "level")]
@@ -66,6 +69,14 @@ def _source(row: dict[str, Any]) -> str:
     member = f" :: {row['source_member']}" if "source_member" in row else ""
     sha256 = f", sha256 {row['source_sha256'][:16]}…" if "source_sha256" in row else ""
     return f"{row.get('source_uri')}{member}, {row.get('source_bytes', 'unknown')} bytes{sha256}"
+
+
+def _measured(row: dict[str, Any]) -> str:
+    codec = row.get("video_codec", row.get("container", ""))
+    size = f"{codec} {row.get('width_px')}x{row.get('height_px')}".strip()
+    if row.get("duration_seconds") is None:
+        return size
+    return f"{size}, {row['num_frames']} frames, {row['duration_seconds']:.2f} s, {row.get('fps', 0):.5g} fps"
 
 
 def _outcome(row: dict[str, Any]) -> str:
@@ -199,7 +210,9 @@ class SetDiff:
     """What differs between two sets, by clip id over written samples.
 
     `only_a` and `only_b` are counts with up to `limit` examples in `examples`; `changed` are clips in both whose stored bytes differ;
-    `left_because` counts why the clips only in `a` are not in `b` (`not planned` where `b` never heard of them).
+    `left_because` counts why the clips only in `a` are not in `b` (`not planned` where `b` never heard of them). `by_class` and
+    `by_source` (data set and release, else platform) are clips of `a` and `b` where these differ, the largest difference first, at most
+    `limit`; `num_classes_apart` and `num_sources_apart` count them all. Every pair is (a, b).
     """
 
     a: str
@@ -212,6 +225,10 @@ class SetDiff:
     left_because: dict[str, int]
     hours: tuple[float, float]
     classes: tuple[int, int]
+    by_class: dict[str, tuple[int, int]]
+    num_classes_apart: int
+    by_source: dict[str, tuple[int, int]]
+    num_sources_apart: int
     shards_shared: int
     recipe: dict[str, tuple[Any, Any]]
     versions: dict[str, tuple[Any, Any]]
@@ -228,21 +245,25 @@ class SetDiff:
     def as_table(self) -> tuple[list[str], list[list[Any]]]:
         """Column names and rows."""
         rows: list[list[Any]] = [
-            [f"clips only in {self.a}", self.only_a],
-            *([f"  {reason} in {self.b}", count] for reason, count in self.left_because.items()),
-            [f"clips only in {self.b}", self.only_b],
-            ["clips in both", self.both],
-            ["  with other stored bytes", self.changed],
-            ["shards in both", self.shards_shared],
+            ["clips", self.both + self.only_a, self.both + self.only_b],
+            ["  in the other too", self.both, self.both],
+            ["    with other stored bytes", self.changed, self.changed],
+            ["  not in the other", self.only_a, self.only_b],
+            *([f"    there: {reason}", count, ""] for reason, count in self.left_because.items()),
+            ["hours", *self.hours],
+            ["classes", *self.classes],
+            *([f"  {label}", *counts] for label, counts in self.by_class.items()),
+            *_more("classes", self.num_classes_apart - len(self.by_class)),
+            *([f"source {name}", *counts] for name, counts in self.by_source.items()),
+            *_more("sources", self.num_sources_apart - len(self.by_source)),
+            ["shards in both", self.shards_shared, self.shards_shared],
         ]
-        for name, (left, right) in {
-            "classes": self.classes,
-            "hours": self.hours,
-            **self.recipe,
-            **self.versions,
-        }.items():
-            rows.append([name, f"{left} | {right}"])
-        return ["what", "found"], rows
+        rows += [[name, *values] for name, values in {**self.recipe, **self.versions}.items()]
+        return ["what", self.a, self.b], rows
+
+
+def _more(what: str, count: int) -> list[list[Any]]:
+    return [[f"  … {count} more {what} differ", "", ""]] if count > 0 else []
 
 
 def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
@@ -257,7 +278,7 @@ def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
     with opened(books) as connection:
         for side, name, split in (("a", name_a, split_a), ("b", name_b, split_b)):
             connection.execute(
-                f"""CREATE TABLE side_{side} AS SELECT clip_id, outcome, reason, stored_sha256, annotations,
+                f"""CREATE TABLE side_{side} AS SELECT clip_id, outcome, reason, stored_sha256, annotations, platform,
                            coalesce(stored_seconds, duration_seconds, 0) AS seconds FROM clip
                     WHERE set_name = ? AND (? IS NULL OR split = ?) AND clip_id IS NOT NULL""",
                 [name, split, split],
@@ -292,6 +313,7 @@ def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
                   WHERE in_a AND NOT in_b GROUP BY ALL) GROUP BY ALL ORDER BY ALL"""
         ).fetchall()
         hours, classes = zip(*(_extent(connection, side) for side in ("a", "b")), strict=True)
+        by_class, by_source = _apart(connection, _LABEL), _apart(connection, _SOURCE)
         shared = connection.execute(
             """SELECT count(*) FROM (SELECT DISTINCT sha256 FROM shard_file WHERE set_name = ? INTERSECT
                SELECT DISTINCT sha256 FROM shard_file WHERE set_name = ?)""",
@@ -308,6 +330,10 @@ def diff(workspace: Path, a: str, b: str, *, limit: int = 20) -> SetDiff:
         left_because=dict(left),
         hours=hours,
         classes=classes,
+        by_class=dict(by_class[:limit]),
+        num_classes_apart=len(by_class),
+        by_source=dict(by_source[:limit]),
+        num_sources_apart=len(by_source),
         shards_shared=shared,
         recipe=_differing(seals[name_a].get("recipe", {}), seals[name_b].get("recipe", {})),
         versions=_differing(seals[name_a].get("versions", {}), seals[name_b].get("versions", {})),
@@ -321,6 +347,21 @@ def _extent(connection: Any, side: str) -> tuple[float, int]:
             FROM (SELECT unnest(annotations) AS note FROM side_{side} WHERE outcome = 'written')"""
     ).fetchone()
     return round(float(seconds) / 3600, 6), int(labels)
+
+
+_LABEL = "[a.label_raw FOR a IN annotations IF a.label_raw IS NOT NULL][1]"
+_SOURCE = "coalesce(nullif(concat_ws(' ', annotations[1].dataset, annotations[1].release), ''), platform)"
+
+
+def _apart(connection: Any, what: str) -> list[tuple[str, tuple[int, int]]]:
+    """Values of an expression over a clip that the two sides have in different numbers, the largest difference first."""
+    rows = connection.execute(
+        f"""SELECT value, sum(a)::BIGINT, sum(b)::BIGINT FROM
+              (SELECT {what} AS value, 1 AS a, 0 AS b FROM side_a WHERE outcome = 'written' UNION ALL
+               SELECT {what}, 0, 1 FROM side_b WHERE outcome = 'written')
+            WHERE value IS NOT NULL GROUP BY value HAVING sum(a) != sum(b) ORDER BY abs(sum(a) - sum(b)) DESC, value"""
+    ).fetchall()
+    return [(value, (a, b)) for value, a, b in rows]
 
 
 def _named(text: str) -> tuple[str, str | None]:

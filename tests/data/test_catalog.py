@@ -376,7 +376,7 @@ def test_the_story_of_a_clip_goes_from_source_to_runs(workspace: Path) -> None:
     json.dumps(story.as_json())
     columns, table = story.as_table()
     assert {len(row) for row in table} == {len(columns)}
-    assert {"source", "label", "outcome", "stored", "decision", "group", "selection", "run"} == {
+    assert {"source", "label", "measured", "outcome", "stored", "decision", "group", "selection", "run"} == {
         row[0] for row in table
     }
 
@@ -401,6 +401,12 @@ def test_a_diff_counts_what_left_what_came_and_why(workspace: Path) -> None:
     assert found.classes == (3, 3)
     assert found.hours[0] > found.hours[1]
     json.dumps(found.as_json())
-    assert ["  not planned in small", 2] in found.as_table()[1]
+    assert sum(a - b for a, b in found.by_class.values()) == 2 and found.num_classes_apart == len(found.by_class)
+    assert list(found.by_source.values()) == [(6, 4)] and found.num_sources_apart == 1
+    columns, table = found.as_table()
+    assert columns == ["what", "big", "small"]
+    assert ["    there: not planned", 2, ""] in table and ["clips", 6, 4] in table
+    few = diff(workspace, "big", "small", limit=1)
+    assert len(few.by_class) == 1 and few.num_classes_apart == found.num_classes_apart
     with pytest.raises(SetError, match="no split 'val'"):
         diff(workspace, "big", "small:val")

@@ -406,6 +406,16 @@ def test_what_needs_books_alone_answers_for_a_set_on_a_store(standing: Path, wor
         assert "The clips stand on <code>memory://standing/sets/tiny</code>" in page and "cannot be read" not in page
 
 
+def test_cards_go_to_the_store_with_the_next_build(workspace: Path, kinetics_tree: Path) -> None:
+    url = "memory://carded/sets"
+    first = build_tiny(workspace, kinetics_tree, store=url, splits=("val",))
+    assert command_line(workspace, "card", "tiny")[0] == 0
+    again = build_tiny(workspace, kinetics_tree, splits=("val",))
+    assert (again.version, again.digest) == (first.version, first.digest)
+    assert first.digest in Store.open(f"{url}/tiny").read("README.md").decode()
+    assert "croissant.json" in objects(f"{url}/tiny")
+
+
 def test_a_job_of_a_set_on_a_store_is_refused(standing: Path, kinetics_tree: Path) -> None:
     with pytest.raises(UsageError, match="A set on a store is built by one command"):
         build_tiny(standing, kinetics_tree, job=Job(1, 2))
