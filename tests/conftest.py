@@ -49,13 +49,15 @@ def trap(request: pytest.FixtureRequest) -> Callable[..., None]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """One table at the end of a run: layout, trap, what becomes of it."""
-    told = {
-        tuple(str(value).split("\t"))
-        for report in terminalreporter.stats.get("passed", ())
-        for key, value in report.user_properties
-        if key == "trap"
-    }
+    """Tables at the end of a run: layout, trap, what becomes of it; reference file, how far ours are from it."""
+
+    def told_as(name: str) -> set[tuple[str, ...]]:
+        reports = terminalreporter.stats.get("passed", ())
+        return {
+            tuple(str(value).split("\t")) for report in reports for key, value in report.user_properties if key == name
+        }
+
+    told = told_as("trap")
     order = [(layout, each) for layout, traps in known_traps().items() for each in traps]
     rows = [row for pair in order for row in sorted(told) if row[:2] == pair]
     if rows:
@@ -63,6 +65,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section(f"traps of the official layouts: {len({row[:2] for row in rows})} of {len(order)}")
         for layout, each, outcome in rows:
             terminalreporter.line(f"{layout:{wide[0]}} | {each:{wide[1]}} | {outcome}")
+    if distances := sorted(told_as("reference")):
+        wide = [max(len(row[0]) for row in distances)]
+        terminalreporter.section("largest differences from the reference tensors")
+        for name, distance in distances:
+            terminalreporter.line(f"{name:{wide[0]}} | {distance}")
 
 
 @pytest.fixture

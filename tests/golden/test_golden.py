@@ -57,6 +57,7 @@ class Golden:
             self.settings = {key: _literal(text) for key, text in (file.metadata() or {}).items()}
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.unseen = set(self.tensors)
+        self.differences: dict[str, float] = {}  # largest, by kind: pred, loss, grad, weight_decay, …
 
     def __getitem__(self, name: str) -> Tensor:
         self.unseen.discard(name)
@@ -84,6 +85,11 @@ def compare(golden: Golden, found: dict[str, Tensor | float], **tolerance: float
             wanted = golden[name]
             mine = torch.as_tensor(value).to(wanted.dtype)
             exact = not tolerance or not wanted.is_floating_point()
+            if not exact and wanted.numel() and mine.shape == wanted.shape:
+                kind = name.removeprefix("out/").split("/")[0]
+                golden.differences[kind] = max(
+                    golden.differences.get(kind, 0.0), float((mine - wanted).detach().abs().max())
+                )
             torch.testing.assert_close(
                 mine,
                 wanted,
@@ -549,13 +555,15 @@ CHECKERS: dict[str, Callable[[Golden], None]] = {
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_golden_file_is_met(path: Path) -> None:
+def test_golden_file_is_met(path: Path, record_property: Callable[[str, object], None]) -> None:
     torch.set_num_threads(1)
     golden = Golden(path)
     system = golden.settings.get("system")
     assert system in CHECKERS, f"{path.name} is of kind '{system}', known kinds are: {', '.join(sorted(CHECKERS))}"
     CHECKERS[system](golden)
     assert not golden.unseen, f"no checker compared {sorted(golden.unseen)}"
+    told = ", ".join(f"{name} {value:.1e}" for name, value in golden.differences.items())
+    record_property("reference", f"{path.stem}\t{told or 'exact'}")
 
 
 def test_golden_folder_is_there() -> None:

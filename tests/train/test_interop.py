@@ -19,8 +19,7 @@ from stmae_train.convert import deflate, read_weights, write_weights
 from stmae_train.errors import ModelError
 from stmae_train.evaluate import load_classifier
 from stmae_train.masks import draw_masks, noise_for
-from stmae_train.model import MaskedAutoencoder
-from stmae_train.model.encoder import Encoder
+from stmae_train.model import Encoder, MaskedAutoencoder
 from stmae_train.tokens import sincos_2d
 
 torch.set_num_threads(1)
