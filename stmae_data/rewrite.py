@@ -283,6 +283,7 @@ def _carry_over(source: Path, folder: Path, untouched: Sequence[str], touched: S
     meta = Path("meta")
     books = [meta / name for name in ("plan.parquet", "plan.json", "reconciliation.parquet", "removed.parquet")]
     books += [meta / "decisions" / each.name for each in sorted((source / meta / "decisions").glob("[!.]*.parquet"))]
+    books += [meta / "embeddings" / each.name for each in sorted((source / meta / "embeddings").glob("[!.]*.parquet"))]
     for name in untouched:
         books += [ledger_path(meta.parent, name), fingerprint_path(meta.parent, name), Path(f"{name}.tar")]
     for name in touched:  # copies to rewrite from: the source may change or go while this is unfinished

@@ -21,7 +21,7 @@ from stmae_train.evaluate import Start, collect, frame_rule
 from stmae_train.loader import ReadOptions, SweepLoader, open_sources
 from stmae_train.runlog import autocast, write_vectors
 
-__all__ = ["EmbedRequest", "Embedded", "embed"]
+__all__ = ["EmbedRequest", "Embedded", "embed", "table_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,3 +98,14 @@ def embed(request: EmbedRequest) -> Embedded:
     path = source.ledgers[0].parent.parent / "embeddings" / f"{request.name}.parquet"
     write_vectors(path, request.name, dict(zip(map(str, clip_ids), vectors.tolist(), strict=True)))
     return Embedded(path, len(vectors), vectors.shape[1])
+
+
+def table_name(init: str, shards: str) -> str:
+    """The weights' name, and that of a split or selection: its vectors are not to take the place of the training split's.
+
+    >>> table_name("runs/mae-s0/weights.safetensors", "web:val/clean")
+    'weights-val-clean'
+    """
+    parts = re.fullmatch(r"[^:/@]+(?::([^:/@]+))?(?:/([^:/@]+))?(?:@.*)?", shards)
+    more = [part for part in parts.groups() if part and part != "train"] if parts else []
+    return "-".join([Path(init).name.removesuffix(".safetensors"), *more])

@@ -182,6 +182,15 @@ def select(
     like: Annotated[
         str | None, typer.Option(help="Match the class shares (or the durations) of this reference.")
     ] = None,
+    diverse: Annotated[
+        bool, typer.Option("--diverse", help="Take the clips least like one another, by the set's embeddings.")
+    ] = False,
+    embedding: Annotated[
+        str | None, typer.Option(help="Which embeddings (stmae-train embed), where there are several.")
+    ] = None,
+    max_cosine: Annotated[
+        float | None, typer.Option(help="Stop where every clip left is at least this like one that was taken.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Smaller selections of one seed are inside larger ones.")] = 0,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
@@ -208,6 +217,9 @@ def select(
             hours=hours,
             minus=SetRef.parse(minus) if minus else None,
             like=SetRef.parse(like) if like else None,
+            is_diverse=diverse,
+            embedding=embedding,
+            max_cosine=max_cosine,
             seed=seed,
         )
     if is_json:

@@ -279,7 +279,9 @@ def embed(
     shards: Annotated[str, typer.Argument(metavar="SET", help="SET[:SPLIT][/SELECTION] to embed.")],
     init: InitOption,
     recipe: RecipeOption,
-    name: Annotated[str | None, typer.Option(help="Name of the table; that of the run unless given.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the table; that of the run, and of a split or selection, unless given.")
+    ] = None,
     views: Annotated[int, typer.Option(help="Clips per video, evenly spaced; their vectors are averaged.")] = 1,
     changes: SetOption = None,
     workers: WorkersOption = 0,
@@ -289,11 +291,11 @@ def embed(
 ) -> None:
     """Write one vector per clip.
 
-    `stmae-data sql` reads them as the table `embedding`.
+    `stmae-data select --diverse` chooses by them; SQL reads them as the table `embedding`.
 
     Example: stmae-train embed web --init mae-st-l16-k400-s0 --recipe mae-st-l16
     """
-    from stmae_train.embed import EmbedRequest
+    from stmae_train.embed import EmbedRequest, table_name
     from stmae_train.embed import embed as run
 
     request = EmbedRequest(
@@ -301,7 +303,7 @@ def embed(
         init=_init(workspace, init),
         shards=shards,
         recipe=_recipe(recipe, changes),
-        name=name or Path(init).name.removesuffix(".safetensors"),
+        name=name or table_name(init, shards),
         views=views,
         workers=workers,
         device=device,

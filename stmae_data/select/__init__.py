@@ -1,6 +1,7 @@
 """Selections: named, immutable views of a set. The same question gives the same clips, and a smaller share lies inside a larger one.
 
-Clips stand in the order of hash(seed, clip id); `samples`, `share` and `hours` take a beginning of it, so sizes nest for every seed.
+Clips stand in the order of hash(seed, clip id), or begin with its first and go on to what is least like those before (`diverse`);
+`samples`, `share` and `hours` take a beginning of it, so sizes nest for every seed.
 """
 
 from __future__ import annotations
@@ -8,9 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,8 +18,9 @@ from typing import Any, Final
 from stmae_data import files
 from stmae_data.catalog import locked_select
 from stmae_data.errors import SelectionError, UsageError
-from stmae_data.manifest import label_slug
 from stmae_data.records import SCHEMA_VERSION, SetRef, plan_key
+from stmae_data.select.diverse import METHOD, Embedding, farthest_first, find_embedding, read_vectors
+from stmae_data.select.names import class_named
 from stmae_data.shards import ShardSet, open_set
 
 __all__ = [
@@ -81,6 +82,9 @@ def make_selection(
     hours: float | None = None,
     minus: SetRef | None = None,
     like: SetRef | None = None,
+    is_diverse: bool = False,
+    embedding: str | None = None,
+    max_cosine: float | None = None,
     seed: int = 0,
 ) -> Selection:
     """Choose clips of a set and write the choice down; the same choice again is reused.
@@ -95,6 +99,9 @@ def make_selection(
         samples, share, hours: how much of what is left, at most one of them. `share` in (0, 1].
         minus: leave out the clips of this reference.
         like: take labels in the proportions of this reference (where it has none, whole seconds of duration).
+        is_diverse: of what the rest leaves, take the clips least like one another, by the set's embeddings.
+        embedding: name of the table of vectors, where there are several.
+        max_cosine: take only clips that are less alike than this, in (0, 1]; what is left then is like one taken.
         seed: selections of one seed nest.
 
     Raises:
@@ -102,6 +109,8 @@ def make_selection(
         UsageError: a number or name that cannot be; SetError: a set is missing or damaged.
     """
     _check(name, per_class=per_class, samples=samples, share=share, hours=hours)
+    amounts = [each for each in (samples, share, hours, max_cosine) if each is not None]
+    _check_diverse(is_diverse, embedding=embedding, max_cosine=max_cosine, has_amount=bool(amounts), like=like)
     found = open_set(workspace, source.set_name, books_only=True)
     sets = {found.name: found}
     for other in (hashtags_of, minus and minus.set_name, like and like.set_name):
@@ -130,6 +139,14 @@ def make_selection(
             if ref is not None and _selection_exists(workspace, ref)
         },
     }
+    vectors = find_embedding(found, embedding) if is_diverse else None
+    if vectors is not None:
+        description["diverse"] = {
+            "method": METHOD,
+            "embedding": vectors.name,
+            "table_sha256": vectors.sha256,
+            "max_cosine": max_cosine,
+        }
     path = workspace / "selections" / f"{name}.parquet"
     standing = _standing(path, description)
     if standing is not None:
@@ -148,6 +165,9 @@ def make_selection(
         clips = _first_of_each(clips, lambda clip: clip.label, lambda _: per_class)
     if like is not None:
         clips = _alike(clips, _candidates(workspace, sets[like.set_name], like), samples)
+    if vectors is not None:
+        samples, share = (samples, share) if share is None else (round(share * len(clips)), None)
+        clips = _diverse(clips, vectors, samples=samples, hours=hours, max_cosine=max_cosine)
     clips = _beginning(clips, samples=samples, share=share, hours=hours, name=name)
     if not clips:
         raise SelectionError(f"Selection {name} would be empty: no clip of {source} meets it; ask for less.")
@@ -194,48 +214,6 @@ def named_sample(workspace: Path, name: str, *, count: int) -> tuple[NamedClip, 
     return tuple(found)
 
 
-def class_named(
-    labels: Iterable[str], synonyms: Mapping[str, str] | None = None
-) -> Callable[[Sequence[str], str], tuple[str, str] | None]:
-    """How hashtags and titles name classes: a function of (tags, title) that returns (label, what named it), or None.
-
-    A hashtag names a class when its letters and digits are those of the class ("#AirDrumming": air drumming); a title when the
-    words of the class stand in it side by side. Of several the longest wins, a hashtag before a title. `synonyms` (other spelling to
-    label) count as the labels themselves, unless another label is spelled like that.
-    """
-    spelled = {label_slug(label): label for label in sorted(set(labels))}
-    names = {old: spelled[label_slug(new)] for old, new in (synonyms or {}).items() if label_slug(new) in spelled} | {
-        label: label for label in spelled.values()
-    }
-    words = [(_words(name), label) for name, label in names.items()]
-    by_tag = {"".join(parts): label for parts, label in words if parts}
-    by_first: dict[str, list[tuple[list[str], str]]] = defaultdict(list)
-    for parts, label in words:
-        if parts:
-            by_first[parts[0]].append((parts, label))
-
-    def name(tags: Sequence[str], title: str) -> tuple[str, str] | None:
-        named = [(compact, tag) for tag in tags if (compact := "".join(_words(tag))) in by_tag]
-        if named:
-            compact, tag = max(named, key=lambda each: (len(each[0]), each))
-            return by_tag[compact], f"#{tag.lstrip('#')}"
-        said = _words(title)
-        found = [
-            (len(parts), label)
-            for place, word in enumerate(said)
-            for parts, label in by_first.get(word, ())
-            if said[place : place + len(parts)] == parts
-        ]
-        return (max(found)[1], title) if found else None
-
-    return name
-
-
-def _words(text: str) -> list[str]:
-    """Words of letters and digits, compatibility forms and case folded."""
-    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).casefold())
-
-
 def _check(name: str, *, per_class: int | None, samples: int | None, share: float | None, hours: float | None) -> None:
     if _NAME.fullmatch(name) is None:
         raise UsageError(
@@ -249,6 +227,22 @@ def _check(name: str, *, per_class: int | None, samples: int | None, share: floa
             raise UsageError(f"--{word} {value:g} takes nothing; wanted a number above 0.")
     if share is not None and not 0 < share <= 1:
         raise UsageError(f"--share {share:g} is no share; wanted a number above 0, at most 1.")
+
+
+def _check_diverse(
+    is_diverse: bool, *, embedding: str | None, max_cosine: float | None, has_amount: bool, like: SetRef | None
+) -> None:
+    if not is_diverse:
+        for word, value in (("embedding", embedding), ("max-cosine", max_cosine)):
+            if value is not None:
+                raise UsageError(f"--{word} says how clips are told apart; it wants --diverse.")
+        return
+    if not has_amount:
+        raise UsageError("--diverse wants to know when to stop: --samples, --share, --hours or --max-cosine.")
+    if like is not None:
+        raise UsageError("--diverse and --like both say which clips are taken; name one of them.")
+    if max_cosine is not None and not 0 < max_cosine <= 1:
+        raise UsageError(f"--max-cosine {max_cosine:g} is no cosine to stop at; wanted a number above 0, at most 1.")
 
 
 def _selection_exists(workspace: Path, reference: SetRef) -> bool:
@@ -362,6 +356,27 @@ def _alike(clips: Sequence[_Candidate], model: Sequence[_Candidate], samples: in
     if samples is not None:
         times = min(times, samples / sum(count for each, count in wanted.items() if there[each]))
     return _first_of_each(clips, kind, lambda each: int(times * wanted[each] + 1e-9))
+
+
+def _diverse(
+    clips: Sequence[_Candidate],
+    embedding: Embedding,
+    *,
+    samples: int | None,
+    hours: float | None,
+    max_cosine: float | None,
+) -> list[_Candidate]:
+    """As many clips as are wanted, each the one least like those before it."""
+    kept: list[_Candidate] = []
+    seconds = 0.0
+    if not clips or (samples is not None and samples > len(clips)):
+        return list(clips)  # too few, as is told at once
+    for row in farthest_first(read_vectors(embedding, [clip.clip_id for clip in clips]), max_cosine=max_cosine):
+        if len(kept) == samples or (hours is not None and seconds >= hours * 3600):
+            break
+        kept.append(clips[row])
+        seconds += clips[row].seconds
+    return kept
 
 
 def _beginning(
