@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from stmae_data.errors import SelectionError, UsageError
 from stmae_data.records import SCHEMA_VERSION, SetRef, plan_key
 from stmae_data.select.diverse import METHOD, Embedding, farthest_first, find_embedding, read_vectors
 from stmae_data.select.names import class_named
+from stmae_data.select.profile import apportion
 from stmae_data.shards import ShardSet, open_set
 
 __all__ = [
@@ -164,7 +165,7 @@ def make_selection(
     if per_class is not None:
         clips = _first_of_each(clips, lambda clip: clip.label, lambda _: per_class)
     if like is not None:
-        clips = _alike(clips, _candidates(workspace, sets[like.set_name], like), samples)
+        clips = _alike(clips, _candidates(workspace, sets[like.set_name], like), samples, name=name)
     if vectors is not None:
         samples, share = (samples, share) if share is None else (round(share * len(clips)), None)
         clips = _diverse(clips, vectors, samples=samples, hours=hours, max_cosine=max_cosine)
@@ -337,25 +338,23 @@ def _first_of_each(
     return kept
 
 
-def _alike(clips: Sequence[_Candidate], model: Sequence[_Candidate], samples: int | None) -> list[_Candidate]:
-    """As many clips as fit the model's proportions of labels (or, without labels, of whole seconds), at most about `samples`."""
+def _alike(
+    clips: Sequence[_Candidate], model: Sequence[_Candidate], samples: int | None, *, name: str
+) -> list[_Candidate]:
+    """As many clips as fit the model's proportions of labels (or, without labels, of whole seconds), at most `samples`."""
     has_labels = any(clip.label is not None for clip in model)
 
     def kind(clip: _Candidate) -> Any:
         return clip.label if has_labels else round(clip.seconds)
 
-    wanted: dict[Any, int] = defaultdict(int)
-    there: dict[Any, int] = defaultdict(int)
-    for clip in model:
-        if kind(clip) is not None:
-            wanted[kind(clip)] += 1
-    for clip in clips:
-        there[kind(clip)] += 1
-    # In model units: how many times over the model's counts are there, limited by its scarcest kind that is there at all.
-    times = min((there[each] / count for each, count in wanted.items() if there[each]), default=0.0)
-    if samples is not None:
-        times = min(times, samples / sum(count for each, count in wanted.items() if there[each]))
-    return _first_of_each(clips, kind, lambda each: int(times * wanted[each] + 1e-9))
+    wanted, there = (Counter(each for each in map(kind, side) if each is not None) for side in (model, clips))
+    most = apportion(wanted, there, samples)
+    if not most:
+        raise SelectionError(
+            f"Selection {name} would be empty: no clip has a {'class' if has_labels else 'length'} of the model; "
+            "labels can come from --hashtags-of in the same command."
+        )
+    return _first_of_each(clips, kind, lambda each: most.get(each, 0))
 
 
 def _diverse(

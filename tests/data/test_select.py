@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +17,7 @@ from stmae_data.report import render_sample
 from stmae_data.report.sample import precision_of
 from stmae_data.rewrite import Verdict, rewrite
 from stmae_data.select import NamedClip, Selection, class_named, make_selection, named_sample, selected_clips
+from stmae_data.select.profile import apportion
 from stmae_data.shards import sample_index
 
 LABELS = ("air drumming", "baking cookies", "zumba")
@@ -167,6 +170,27 @@ def test_per_class_balances_and_like_follows_another_profile(workspace: Path) ->
         workspace, "few", source=SetRef("named"), like=SetRef("named", selection="balanced"), samples=9
     )
     assert few.num_clips == 9 and set(chosen(few)) <= set(chosen(alike))
+
+
+def test_like_gives_exactly_as_many_as_are_asked_for_and_nests(workspace: Path) -> None:
+    model = SetRef("named")
+    parts = [
+        chosen(make_selection(workspace, f"like{count}", source=SetRef("named"), like=model, samples=count))
+        for count in range(1, 31)
+    ]
+    assert [len(part) for part in parts] == list(range(1, 31))
+    assert all(set(small) < set(large) for small, large in itertools.pairwise(parts))
+    few = sample_index(workspace, SetRef("named", selection="like10")).labels
+    assert sorted(Counter(few).values()) == [2, 4, 4]  # of 12, 12 and 6
+    with pytest.raises(SelectionError, match="no clip has a class of the model"):
+        make_selection(workspace, "unlike", source=SetRef("web"), like=model, samples=3)
+
+
+def test_proportions_hold_until_a_kind_runs_out() -> None:
+    assert apportion({"a": 2, "b": 1, "c": 5}, {"a": 10, "b": 3}, None) == {"a": 6, "b": 3}
+    assert apportion({"a": 2, "b": 1}, {"a": 10, "b": 3}, 6) == {"a": 4, "b": 2}
+    assert sum(apportion({"a": 2, "b": 1}, {"a": 10, "b": 3}, 100).values()) < 13
+    assert apportion({"a": 1}, {"b": 1}, 5) == {}
 
 
 def test_minus_leaves_out(workspace: Path) -> None:
