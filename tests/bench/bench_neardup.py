@@ -4,12 +4,14 @@ Recall per edit, the false pairs among all others, the error of the time offset,
 one per second, quality 50, 31 bits, 80 % of either clip) over the same hashes. Run it: `python tests/bench/bench_neardup.py [VIDEO…]`.
 
 False pairs are counted among clips that show different things: the parts of real films that share no pixel, and rendered scenes of the
-small world, each compared with every other and with every original and edited copy of another film.
+small world, each compared with every other and with every original and edited copy of another film. The real families of near
+duplicates are judged by their truth.csv, level by level.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 import json
 import os
@@ -183,6 +185,37 @@ def count_false(
     }
 
 
+def judge_families(folder: Path, pool: ThreadPoolExecutor) -> dict[str, Any]:
+    """Within one training split: pairs found of those in truth.csv, by level of difficulty, and those that are not in it."""
+    with (folder / "truth.csv").open() as stream:
+        truth = {frozenset((row["file_a"], row["file_b"])): row for row in csv.DictReader(stream)}
+    paths = sorted(folder.glob("*.mp4"))
+    prints = dict(zip([path.name for path in paths], pool.map(prints_of, paths), strict=True))
+    found = {
+        frozenset((a[0], b[0])): (a[0], offset) for a, b, offset in compare({(n, ""): p for n, p in prints.items()})
+    }
+    levels: dict[str, dict[str, int]] = {}
+    errors = [0.0]
+    for pair, row in truth.items():
+        cell = levels.setdefault(row["level"], {"found": 0, "of": 0, "vpdq_rule": 0})
+        cell["of"] += 1
+        cell["vpdq_rule"] += vpdq_rule(prints[row["file_a"]], prints[row["file_b"]])
+        if pair in found:
+            cell["found"] += 1
+            wanted = float(row["a_start"]) - float(row["b_start"])
+            first, offset = found[pair]
+            errors.append(abs(offset / 1000 - (wanted if first == row["file_a"] else -wanted)))
+    strangers = [pair for pair in itertools.combinations(sorted(prints), 2) if frozenset(pair) not in truth]
+    return {
+        "levels": levels,
+        "negative_pairs": len(strangers),
+        "false": [list(pair) for pair in strangers if frozenset(pair) in found],
+        "vpdq_rule_false": [list(pair) for pair in strangers if vpdq_rule(*(prints[name] for name in pair))],
+        "largest_offset_error_seconds": round(max(errors), 3),
+        "not_comparable": [name for name, each in prints.items() if not is_comparable(each)],
+    }
+
+
 def vpdq_rule(a: Fingerprints, b: Fingerprints) -> bool:
     """One frame a second of the whole picture, 31 bits, 80 % of either clip."""
 
@@ -217,6 +250,7 @@ def main() -> None:
         originals = {source.stem: pool.submit(prints_of, source) for source in sources}
         copies = {key: job.result() for key, job in jobs.items()}
         whole = {stem: job.result() for stem, job in originals.items()}
+        families = None if options.videos or options.edit else judge_families(REAL / "neardup", pool)
     start = time.perf_counter()
     evaluation = {(stem, "original"): prints for stem, prints in whole.items()}
     found = {(*copy, original[0]): offset for copy, original, offset in compare(copies, evaluation)}
@@ -251,6 +285,7 @@ def main() -> None:
                     "ffmpeg": ffmpeg_version(),
                 },
                 "policy": Policy().version,
+                "families": families,
                 "edits": edits,
                 "false": [list(key) for key in false],
                 "negatives": negatives,
