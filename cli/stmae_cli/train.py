@@ -279,9 +279,7 @@ def embed(
     shards: Annotated[str, typer.Argument(metavar="SET", help="SET[:SPLIT][/SELECTION] to embed.")],
     init: InitOption,
     recipe: RecipeOption,
-    name: Annotated[
-        str | None, typer.Option(help="Name of the table; that of the run, and of a split or selection, unless given.")
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the table; of run and split unless given.")] = None,
     views: Annotated[int, typer.Option(help="Clips per video, evenly spaced; their vectors are averaged.")] = 1,
     changes: SetOption = None,
     workers: WorkersOption = 0,

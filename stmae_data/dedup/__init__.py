@@ -87,7 +87,9 @@ def dedup(
     for name in set_names:
         _settle(workspace, name, is_dry_run=dry_run)
     training = [pool for name in names for pool in _training_pools(workspace, name)]
-    evaluation = _evaluation_pools(workspace, against or sealed_sets(workspace))
+    evaluation = _others(
+        _evaluation_pools(workspace, against or sealed_sets(workspace)), training, is_named=bool(against)
+    )
     filtered = _filtered(workspace, training, rules) if is_within else {}
     found = compare(training, evaluation, rules, between=between, within=within, filtered=filtered, progress=progress)
     runs = {name: _run_id(name, training, evaluation, between, within, rules) for name in set_names}
@@ -221,6 +223,21 @@ def _evaluation_pools(workspace: Path, texts: Sequence[str]) -> list[Pool]:
         for pool in found:
             pools.setdefault(pool.digest, pool)
     return list(pools.values())
+
+
+def _others(evaluation: Sequence[Pool], training: Sequence[Pool], *, is_named: bool) -> list[Pool]:
+    """Evaluation pools that are not cleaned themselves: compared with itself a split would lose every clip.
+
+    Raises:
+        UsageError: the same clips are named on both sides.
+    """
+    ours = {pool.digest: pool.label for pool in training}
+    both = [(ours[pool.digest], pool.label) for pool in evaluation if pool.digest in ours]
+    if both and is_named:
+        raise UsageError(
+            f"{both[0][0]} and {both[0][1]} hold the same clips, every one would go; name another set to keep clean."
+        )
+    return [pool for pool in evaluation if pool.digest not in ours]
 
 
 def _run_id(

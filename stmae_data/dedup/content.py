@@ -193,8 +193,8 @@ def _verify(connection: Any, policy: Policy, is_within: bool) -> None:
                  ends AS (SELECT id, top.score AS score, -top.back AS last, height - top.score AS foot
                           FROM tops JOIN walked USING (id) WHERE walked.t = -top.back),
                  starts AS (SELECT id, score, last, (SELECT max(t) FROM walked WHERE walked.id = ends.id AND walked.t < last AND height = foot) AS before FROM ends)
-            SELECT id, any_value(score) AS score, count(*) AS num_frames, median(distance) AS median_bits, avg(distance) AS mean_bits, min(distance) AS min_bits, max(quality) AS quality,
-                   count(*) FILTER (distance <= {policy.gate_bits}) AS num_near, min(t) AS first_t, max(t) AS last_t
+            SELECT id, any_value(score) AS score, count(*) AS num_frames, median(distance) AS median_bits, sum(greatest(0, {policy.median_bits} - distance)) AS weight, min(distance) AS min_bits, max(quality) AS quality,
+                   count(*) FILTER (distance <= {policy.gate_bits}) AS num_near, count(*) FILTER (quality < {policy.min_quality}) AS num_skipped, min(t) AS first_t, max(t) AS last_t
             FROM starts JOIN facing USING (id) WHERE t <= last AND (before IS NULL OR t > before) GROUP BY id"""
     )
     share = policy.min_share_within if is_within else policy.min_share_against
@@ -211,9 +211,9 @@ def _verify(connection: Any, policy: Policy, is_within: bool) -> None:
                                              OR (stretch_ms >= {policy.long_stretch_ms} AND s.median_bits <= {policy.long_median_bits}))
                                             AND greatest(share_a, share_b) >= {share} END AS is_same
                            FROM candidate AS c JOIN stretch AS s USING (id) JOIN length AS la ON la.clip = a JOIN length AS lb ON lb.clip = b)
-            SELECT * EXCLUDE (best) FROM (SELECT *, max(score) OVER (PARTITION BY a, b, is_same) AS best FROM every)
-            -- Of offsets that nearly as many frames speak for, the one where these are nearest: slow motion looks alike at the next offset too.
-            QUALIFY row_number() OVER (PARTITION BY a, b ORDER BY is_same DESC, score >= {_NEARLY} * best DESC, mean_bits,
+            SELECT * EXCLUDE (best) FROM (SELECT *, max(weight) OVER (PARTITION BY a, b, is_same) AS best FROM every)
+            -- Of offsets that frames speak for nearly as much, the one where each speaks most: slow motion looks alike at the next offset too.
+            QUALIFY row_number() OVER (PARTITION BY a, b ORDER BY is_same DESC, weight >= {_NEARLY} * best DESC, weight / num_frames DESC,
                                                                   view_a, view_b, abs(shift), shift) = 1"""
     )
     connection.execute(
@@ -225,7 +225,7 @@ def _verify(connection: Any, policy: Policy, is_within: bool) -> None:
                            FROM best JOIN judged AS j USING (id) JOIN grid AS x ON x.clip = a AND x.view = view_a AND x.t = best.t
                                 JOIN grid AS y ON y.clip = b AND y.view = view_b AND y.t = best.t - shift GROUP BY best.id)
             SELECT a, b, is_same, is_picture, offset_ms, median_bits AS distance, score, num_frames,
-                   to_json({{'view': {names}[view_a + 1], 'other_view': {names}[view_b + 1], 'num_frames': num_frames, 'num_near': num_near,
+                   to_json({{'view': {names}[view_a + 1], 'other_view': {names}[view_b + 1], 'num_frames': num_frames, 'num_near': num_near, 'num_skipped': num_skipped,
                             'stretch_ms': stretch_ms, 'share': round(share_a, 4), 'other_share': round(share_b, 4),
                             'min_bits': min_bits, 'median_bits': median_bits, 'frames': frames,
                             'threshold': CASE WHEN is_picture THEN {policy.picture_bits} ELSE {policy.median_bits} END}})::VARCHAR AS evidence

@@ -17,6 +17,7 @@ import pytest
 from stmae_data import files
 from stmae_data.dedup import DedupReport, Policy, count_leaks, dedup, leaks, load_policy
 from stmae_data.dedup.decide import Edge, choose_within
+from stmae_data.demo.scene import MOTIONS, Scene, draw
 from stmae_data.errors import SelectionError, SetError, SourceError, UsageError
 from stmae_data.records import LEVELS, SetRef
 from stmae_data.report import render_review
@@ -143,6 +144,7 @@ def test_a_decision_holds_what_is_needed_to_judge_it_again(workspace: Path, worl
         seen["view"] == "full" and seen["distance_bits"] <= 31 and seen["offset_ms"] == -500 and seen["threshold"] == 64
     )
     assert len(seen["frames"]) == 3 and len(seen["frames"][0]["hash"]) == 64
+    assert (seen["num_near_frames"], seen["num_skipped_frames"]) == (12, 0)
     assert seen["source_sha256"] and seen["other_source_sha256"] and seen["policy_version"].startswith("default/")
     assert "mirrored" in rows[world["new"]["mirrored"]["clip_id"], "drop"]["other_view"]
     overlap = rows[world["new"]["overlapping"]["clip_id"], "drop"]
@@ -464,3 +466,26 @@ def test_a_frame_that_too_many_clips_share_still_finds_every_copy(
     small_sets.make(workspace, "alone", copies, shard_size=100)
     assert len(dedup(workspace, ["alone"], policy=policy, dry_run=True, levels=["content"]).pairs) >= 11
     assert dedup(workspace, ["alone"], policy=policy, levels=["content"]).num_going == 11
+
+
+def test_a_still_background_does_not_pull_the_offset(workspace: Path, small_sets: ModuleType) -> None:
+    def film(number: int, start_seconds: float) -> Any:
+        motion = MOTIONS[number % len(MOTIONS)]
+        return draw(Scene(motion, (number,), start_seconds=start_seconds, num_frames=17, fps=8))[..., 0]
+
+    clips = [small_sets.clip("train", number, frames=film(number, 0.75)) for number in range(8)]
+    whole = [small_sets.clip("val", 20 + number, frames=film(number, 0.0)) for number in range(8)]
+    small_sets.make(workspace, "moving", [*clips, *whole], shard_size=100)
+    pairs = dedup(workspace, levels=["content"], dry_run=True).pairs
+    twin = {a["clip_id"]: b["clip_id"] for a, b in zip(clips, whole, strict=True)}
+    assert {pair.a: pair.b for pair in pairs} == twin
+    assert all(pair.offset_seconds == pytest.approx(-0.75, abs=0.13) for pair in pairs)
+
+
+def test_a_split_that_is_cleaned_is_not_compared_with_itself(workspace: Path, world: dict[str, Any]) -> None:
+    assert not dedup(workspace, ["old:val"], dry_run=True).would_act
+    with pytest.raises(UsageError, match="old:val and old:val hold the same clips, every one would go"):
+        dedup(workspace, ["old:val"], against=["old:val"])
+    with pytest.raises(UsageError, match="hold the same clips"):
+        leaks(workspace, ["old:val"], ["old:val"], fix=True)
+    assert standing(workspace / "sets" / "old") >= {clip["clip_id"] for clip in world["val"].values()}
