@@ -1,8 +1,8 @@
 # A newcomer needs Python >= 3.11, gcc, make and git; everything else is installed into .venv (about 6 GB, most of it torch).
 PYTHON ?= python3
 BIN := .venv/bin
-# Real videos to time decoding on.
-REAL ?= $(wildcard $(foreach name,carphone_pristine dj_video1 dj_video4 nasa_13013 pool_full testcard_long,../shared/real/neardup/$(name).mp4))
+# Real videos to time decoding on: eight whose short side is 256 px or more, so that all are stored at 256.
+REAL ?= $(wildcard $(foreach name,chair-19-sd-bar chair-orig-22-sd-bar cockatoo dj_video1 dj_video4 dj_video5 pool_full testcard_long,../shared/real/neardup/$(name).mp4))
 INSTALLED := .venv/.installed
 
 .PHONY: setup demo study test check bench battery clean
