@@ -61,6 +61,7 @@ class Outpost:
             raise UsageError(
                 f"A set {self.folder.name} stands in this workspace already, and another on {self.store.url}; build with --name."
             )
+        self._note()  # whose books these are is known before the first of them arrives
         self.sent = {name: digest for name, digest in self.sent.items() if name in there or name == _RETRY}
         is_old = self._is_old(there)
         books = [name for name in there if name.startswith("meta/") and name not in (_LOCK, _OWN)]
@@ -92,7 +93,7 @@ class Outpost:
                 for book in (path, fingerprint_path(self.folder, path.stem)):
                     if book.exists():
                         files.remove_file(book, point="store_forget")
-        if not is_old:
+        if not is_old or self.is_new:
             return
         for tar in sorted(self.folder.glob("*.tar")):
             files.remove_file(tar, point="store_forget")

@@ -147,6 +147,29 @@ def test_a_plan_that_another_machine_extended_and_did_not_finish_is_gone_on_with
     assert verify(workspace, "tiny").ok
 
 
+def test_books_that_came_half_are_fetched_again(
+    workspace: Path, kinetics_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, get, count = "memory://half/sets", Store.get, 0
+    build_tiny(tmp_path / "other", kinetics_tree, store=url, splits=("val",))
+    there = objects(f"{url}/tiny")
+
+    def get_some(self: Store, name: str, path: Path) -> None:
+        nonlocal count
+        count += 1
+        if count > len(there) - 3:
+            raise StorageError("the line is dead")
+        get(self, name, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "get", get_some)
+        with pytest.raises(StorageError, match="the line is dead"):
+            build_tiny(workspace, kinetics_tree, store=url, splits=("val",))
+    assert (workspace / "sets" / "tiny" / "meta" / "plan.parquet").exists(), "the plan came, the seal did not"
+    assert build_tiny(workspace, kinetics_tree, store=url, splits=("val",)).version == 1
+    assert objects(f"{url}/tiny") == there
+
+
 def test_a_store_that_lost_everything_is_filled_again(
     clean: dict[str, str], workspace: Path, kinetics_tree: Path
 ) -> None:
