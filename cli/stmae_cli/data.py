@@ -73,7 +73,7 @@ def dedup(
     sets: Annotated[list[str] | None, typer.Argument(help="Sets; every set of the workspace unless given.")] = None,
     against: Annotated[list[str] | None, typer.Option(help="Evaluation sets (SET:SPLIT) to keep clean.")] = None,
     level: Annotated[list[str] | None, typer.Option(help="bytes, stream, id, video, overlap, content.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="TOML file with thresholds and the keep rule.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="TOML file: thresholds, pairs told apart, filters.")] = None,
     to: Annotated[
         str | None, typer.Option(help="Write the cleaned set under this name; the old one stays as it is.")
     ] = None,

@@ -295,8 +295,8 @@ def _apply(
 def _note(workspace: Path, name: str, found: Found, run_id: str, rules: Policy) -> None:
     """Where nothing goes, near misses and clips that cannot be compared are written all the same, once."""
     folder = set_folder(workspace, name)
-    with files.lock(folder / "meta" / "LOCK", what=f"Set {name}"):
-        if has_news(folder, *_notes(found, name), found.clips, rules):
+    if has_news(folder, *_notes(found, name), found.clips, rules):
+        with files.lock(folder / "meta" / "LOCK", what=f"Set {name}"):
             _write_books(folder, folder, name, found, [], run_id, rules)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--hashes", type=int, default=1_000_000)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    cells = []
+    cells: list[dict[str, Any]] = []
     for count in sorted({options.hashes // 4, options.hashes}):
         hashes, pairs, bits = planted(count)
         wall, processor, found, hot = timed_join(hashes, options.threads)
@@ -120,6 +121,7 @@ def main() -> None:
                 "ratio_to_best_peer": round(brute / wall, 1),
             }
         )
+    growth = math.log(cells[-1]["processor_seconds"] / cells[0]["processor_seconds"]) / math.log(4)
     hashes, _, _ = planted(options.hashes // 4)
     crowd = min(100_000, len(hashes) // 2)
     hashes[:crowd, 0] = np.uint64(0x1234_5678_9ABC_DEF0)  # as many frames share four of sixteen bands
@@ -155,7 +157,17 @@ def main() -> None:
         "load": os.getloadavg()[0],
     }
     versions = {"python": platform.python_version(), "numpy": np.__version__, "duckdb": duckdb.__version__}
-    print(json.dumps({"machine": machine, "versions": versions, "peak_mib": memory, "cells": cells}))
+    print(
+        json.dumps(
+            {
+                "machine": machine,
+                "versions": versions,
+                "peak_mib": memory,
+                "growth_exponent": round(growth, 2),
+                "cells": cells,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":
