@@ -174,10 +174,14 @@ def assemble(
 
 def clips_of_planes(planes: Planes, clips: Ints) -> Bytes:
     """The frames [K, T] of decoded planes as [K, T, bytes], every clip with its own copy."""
-    frames = len(planes.y)
     indices = np.fromiter(planes.position, dtype=np.int64)  # rising, as rows were filled
-    flat = np.concatenate([each.reshape(frames, -1) for each in (planes.y, planes.u, planes.v)], axis=1)
-    chosen: Bytes = flat[np.searchsorted(indices, clips)]
+    rows = np.searchsorted(indices, clips)
+    parts = [each.reshape(len(each), -1) for each in (planes.y, planes.u, planes.v)]
+    chosen = np.empty((*clips.shape, sum(part.shape[1] for part in parts)), dtype=np.uint8)
+    start = 0
+    for part in parts:
+        chosen[..., start : start + part.shape[1]] = part[rows]
+        start += part.shape[1]
     return chosen
 
 

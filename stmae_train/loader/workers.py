@@ -30,7 +30,7 @@ __all__ = ["Damaged", "Decoded", "Job", "Spent", "decode_in_order"]
 
 Ints = NDArray[np.int64]
 
-_SLOT_BYTES = 8 << 20  # larger answers go through the pipe
+_SLOT_BYTES = 24 << 20  # four clips of 16 frames of 256 x 683 pictures; larger answers go through the pipe, slowly
 _PREFETCH = 4  # jobs a worker may have open
 
 
@@ -227,18 +227,21 @@ def _serve(
 
 
 def _reply(pipe: Connection, answer: Planes | Picture, memory: mmap.mmap, slot: int, seconds: float) -> None:
+    parts: tuple[NDArray[np.uint8], ...]
     if isinstance(answer, Planes):
-        data = np.concatenate([each.reshape(-1) for each in (answer.y, answer.u, answer.v)])
+        parts = (answer.y, answer.u, answer.v)
         shape = (seconds, list(answer.position), *answer.y.shape[1:])
     else:
-        data = np.ascontiguousarray(answer).reshape(-1)
+        parts = (answer,)
         shape = (seconds, [], *answer.shape[:2])  # no frame numbers: a picture
-    if data.nbytes > _SLOT_BYTES:
-        pipe.send((*shape, data.tobytes()))
-    else:
-        start = slot * _SLOT_BYTES
-        memory[start : start + data.nbytes] = data.tobytes()
-        pipe.send((*shape, None))
+    if sum(part.nbytes for part in parts) > _SLOT_BYTES:
+        pipe.send((*shape, b"".join(part.tobytes() for part in parts)))
+        return
+    room, start = np.frombuffer(memory, dtype=np.uint8), slot * _SLOT_BYTES
+    for part in parts:
+        room[start : start + part.size].reshape(part.shape)[:] = part
+        start += part.size
+    pipe.send((*shape, None))
 
 
 def _unpack(data: NDArray[np.uint8], indices: list[int], height: int, width: int) -> Planes | Picture:
