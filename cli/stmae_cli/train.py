@@ -1,19 +1,34 @@
 """`stmae-train`: from shard sets to checkpoints, scores and studies. Each command parses, calls one function, prints."""
 
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from stmae_cli import console, scale
 from stmae_cli.console import JsonFlag, WorkspaceOption
+from stmae_cli.options import (
+    HERE,
+    DeviceOption,
+    EvalOption,
+    InitOption,
+    OutOption,
+    PrefetchOption,
+    RecipeOption,
+    ResumeOption,
+    SeedOption,
+    SetOption,
+    TrainShards,
+    WorkersOption,
+    read_recipe,
+    run_folder,
+    show_metrics,
+    weights_of,
+)
 from stmae_cli.study import study_app
+from stmae_cli.testing import add_testing_commands
 from stmae_cli.weights import add_weights_commands
-
-if TYPE_CHECKING:
-    from stmae_train.config import Recipe
 
 __all__ = ["app", "main"]
 
@@ -21,45 +36,6 @@ app = console.make_app(
     "Pre-train masked autoencoders on any shard set, transfer them, and study what the data does to them with honest statistics."
 )
 app.add_typer(study_app, name="study")
-add_weights_commands(app)
-
-HERE = Path()
-
-RecipeOption = Annotated[str, typer.Option(help="A recipe by name (stmae-train recipes) or a TOML file.")]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a value of the recipe, as in optim.base_lr=1e-3.")
-]
-WorkersOption = Annotated[int, typer.Option(help="Decoding processes; they change speed alone.")]
-PrefetchOption = Annotated[
-    int, typer.Option(help="Videos that each decoding process may have ready ahead; bounds its memory.")
-]
-SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, order, crops and masks.")]
-InitOption = Annotated[
-    str, typer.Option(help="Weights file of any known layout, run, or `random` for the untrained encoder.")
-]
-EvalOption = Annotated[str, typer.Option(help="SET:SPLIT to test on.")]
-TrainShards = Annotated[list[str], typer.Option(help="Labelled sets: SET[:SPLIT][/SELECTION][@WEIGHT].")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one unless given.")]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run that stands there.")]
-OutOption = Annotated[str | None, typer.Option("--out", help="Name of the run, under runs/ of the workspace.")]
-
-
-def _recipe(name: str, changes: list[str] | None) -> "Recipe":
-    from stmae_train.config import override, read_recipe
-    from stmae_train.recipes import recipe
-
-    found = read_recipe(Path(name)) if name.endswith(".toml") else recipe(name)
-    return override(found, changes or [])
-
-
-def _run_dir(workspace: Path, out: str | None, *parts: object) -> Path:
-    name = out or "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", str(part)).strip("-.") for part in parts)
-    return workspace / "runs" / (name if out else name[:200])
-
-
-def _init(workspace: Path, init: str) -> str:
-    run = workspace / "runs" / init
-    return str(run) if init != "random" and run.is_dir() else init
 
 
 @console.command(app, "recipes")
@@ -132,8 +108,8 @@ def pretrain(
     from stmae_train.pretrain import PretrainRequest, clips_of
     from stmae_train.pretrain import pretrain as run
 
-    wanted = _recipe(recipe, changes)
-    run_dir = _run_dir(workspace, out, wanted.name, *shards, f"s{seed}")
+    wanted = read_recipe(recipe, changes)
+    run_dir = run_folder(workspace, out, wanted.name, *shards, f"s{seed}")
     if slurm:
         scale.print_script(wanted, run_dir.name, nodes=nodes, gpus=gpus, time=time)
         return
@@ -155,7 +131,7 @@ def pretrain(
         skip_damaged=skip_damaged,
         prefetch=prefetch,
         device=device,
-        init=None if init is None else _init(workspace, init),
+        init=None if init is None else weights_of(workspace, init),
         sharding="fsdp" if fsdp else "ddp",
         track=track,
         pictures_every=pictures_every,
@@ -204,12 +180,12 @@ def probe(
 
     request = ProbeRequest(
         workspace=workspace,
-        init=_init(workspace, init),
+        init=weights_of(workspace, init),
         train_shards=tuple(shards),
         eval_shards=eval_shards,
         kind=kind,
-        recipe=_recipe(recipe, changes),
-        run_dir=_run_dir(workspace, out, "probe", kind, Path(init).name, f"s{seed}"),
+        recipe=read_recipe(recipe, changes),
+        run_dir=run_folder(workspace, out, "probe", kind, Path(init).name, f"s{seed}"),
         seed=seed,
         workers=workers,
         resume=resume,
@@ -217,7 +193,7 @@ def probe(
     )
     with console.journal(workspace, "stmae-train probe", {"init": init, "kind": kind}):
         metrics = run(request, watch=lambda record: console.say(str(record)))
-    _show_metrics(metrics, request.run_dir, is_json=is_json)
+    show_metrics(metrics, request.run_dir, is_json=is_json)
 
 
 @console.command(app, "finetune")
@@ -246,11 +222,11 @@ def finetune(
 
     request = FinetuneRequest(
         workspace=workspace,
-        init=_init(workspace, init),
+        init=weights_of(workspace, init),
         train_shards=tuple(shards),
         eval_shards=eval_shards,
-        recipe=_recipe(recipe, changes),
-        run_dir=_run_dir(workspace, out, "finetune", Path(init).name, f"s{seed}"),
+        recipe=read_recipe(recipe, changes),
+        run_dir=run_folder(workspace, out, "finetune", Path(init).name, f"s{seed}"),
         seed=seed,
         workers=workers,
         resume=resume,
@@ -260,133 +236,10 @@ def finetune(
     )
     with console.journal(workspace, "stmae-train finetune", {"init": init}):
         metrics = run(request, watch=lambda record: console.say(str(record)))
-    _show_metrics(metrics, request.run_dir, is_json=is_json)
+    show_metrics(metrics, request.run_dir, is_json=is_json)
 
 
-def _show_metrics(metrics: dict[str, Any], run_dir: Path, *, is_json: bool) -> None:
-    if not console.is_main_process():
-        return
-    if is_json:
-        console.print_json(metrics)
-    console.facts(
-        "Scores", {key: value for key, value in metrics.items() if not isinstance(value, list | dict)}, is_json=is_json
-    )
-    console.done("Run:", run_dir, is_json=is_json)
-
-
-@console.command(app, "embed")
-def embed(
-    shards: Annotated[str, typer.Argument(metavar="SET", help="SET[:SPLIT][/SELECTION] to embed.")],
-    init: InitOption,
-    recipe: RecipeOption,
-    name: Annotated[str | None, typer.Option(help="Name of the table; of run and split unless given.")] = None,
-    views: Annotated[int, typer.Option(help="Clips per video, evenly spaced; their vectors are averaged.")] = 1,
-    changes: SetOption = None,
-    workers: WorkersOption = 0,
-    device: DeviceOption = None,
-    workspace: WorkspaceOption = HERE,
-    is_json: JsonFlag = False,
-) -> None:
-    """Write one vector per clip.
-
-    `stmae-data select --diverse` chooses by them; SQL reads them as the table `embedding`.
-
-    Example: stmae-train embed web --init mae-st-l16-k400-s0 --recipe mae-st-l16
-    """
-    from stmae_train.embed import EmbedRequest, table_name
-    from stmae_train.embed import embed as run
-
-    request = EmbedRequest(
-        workspace=workspace,
-        init=_init(workspace, init),
-        shards=shards,
-        recipe=_recipe(recipe, changes),
-        name=name or table_name(init, shards),
-        views=views,
-        workers=workers,
-        device=device,
-    )
-    with console.journal(workspace, "stmae-train embed", {"shards": shards, "init": init}):
-        made = run(request)
-    if is_json:
-        console.print_json({"table": str(made.path), "clips": made.num_clips, "width": made.width})
-    console.done(f"{made.num_clips} vectors of {made.width} numbers:", made.path, is_json=is_json)
-
-
-@console.command(app, "evaluate")
-def evaluate(
-    weights: Annotated[str, typer.Argument(metavar="RUN", help="A fine-tuning run, or its weights file.")],
-    eval_shards: EvalOption,
-    views: Annotated[
-        str | None, typer.Option(help="Temporal x spatial views, as in 7x3; the recipe's unless given.")
-    ] = None,
-    workers: WorkersOption = 0,
-    out: OutOption = None,
-    workspace: WorkspaceOption = HERE,
-    is_json: JsonFlag = False,
-) -> None:
-    """Test a fine-tuned classifier on merged views.
-
-    Example: stmae-train evaluate finetune-demo-k400 --eval-shards demo-k400:val --views 5x3
-    """
-    from stmae_train.evaluate import EvaluateRequest
-    from stmae_train.evaluate import evaluate as run
-
-    shape = tuple(int(part) for part in views.split("x")) if views else None
-    if shape is not None and len(shape) != 2:
-        raise typer.BadParameter(f"{views!r} is not temporal x spatial views, as in 7x3")
-    request = EvaluateRequest(
-        workspace=workspace,
-        weights=_init(workspace, weights),
-        eval_shards=eval_shards,
-        run_dir=_run_dir(workspace, out, "evaluate", Path(weights).name, eval_shards, views or "views"),
-        views=(shape[0], shape[1]) if shape else None,
-        workers=workers,
-        resume=True,
-    )
-    with console.journal(workspace, "stmae-train evaluate", {"weights": weights, "eval_shards": eval_shards}):
-        metrics = run(request)
-    _show_metrics(metrics, request.run_dir, is_json=is_json)
-
-
-@console.command(app, "picture")
-def picture(
-    weights: Annotated[str, typer.Argument(metavar="RUN", help="A pre-training run, or its weights file.")],
-    shards: Annotated[str, typer.Option(help="SET[:SPLIT] the clips come from.")],
-    clip: Annotated[list[str] | None, typer.Option(help="These clips; the first of the set unless given.")] = None,
-    count: Annotated[int, typer.Option(help="How many clips.")] = 8,
-    ratio: Annotated[list[float] | None, typer.Option(help="Shares to hide; 0.9 and 0.95 unless given.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the PNG files; pictures/ beside the weights unless given.")
-    ] = None,
-    workspace: WorkspaceOption = HERE,
-    is_json: JsonFlag = False,
-) -> None:
-    """Write strips of clips: original, masked, reconstructed.
-
-    Example: stmae-train picture demo-demo-k400-s0 --shards demo-k400:val --ratio 0.5
-    """
-    from stmae_train.pictures import PictureRequest
-    from stmae_train.pictures import picture as run
-
-    found = Path(_init(workspace, weights))
-    folder = out or (found if found.is_dir() else found.parent) / "pictures"
-    request = PictureRequest(
-        workspace=workspace,
-        weights=str(found),
-        shards=shards,
-        out=folder,
-        clip_ids=tuple(clip or ()),
-        count=count,
-        ratios=tuple(ratio or (0.9, 0.95)),
-        seed=seed,
-    )
-    with console.journal(workspace, "stmae-train picture", {"weights": weights, "shards": shards}):
-        written = run(request)
-    if is_json:
-        console.print_json({"pictures": [str(path) for path in written]})
-    console.done(f"{len(written)} pictures in", folder, is_json=is_json)
+add_testing_commands(app)
 
 
 @console.command(app, "report")
@@ -403,10 +256,13 @@ def report(
     """
     from stmae_train.report import run_report
 
-    path = run_report(Path(_init(workspace, run)))
+    path = run_report(Path(weights_of(workspace, run)))
     if is_json:
         console.print_json({"run": run, "report": str(path)})
     console.done("Report:", path, is_json=is_json)
+
+
+add_weights_commands(app)
 
 
 def main() -> None:
