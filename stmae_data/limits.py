@@ -11,6 +11,7 @@ import ctypes
 import functools
 import itertools
 import json
+import math
 import os
 import resource
 import select
@@ -24,7 +25,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-__all__ = ["Finished", "Limits", "Servant", "call", "die_with_parent", "has_network_sandbox", "run", "servant"]
+__all__ = [
+    "Finished",
+    "Limits",
+    "Servant",
+    "allow_cpu_seconds",
+    "call",
+    "confine_worker",
+    "die_with_parent",
+    "has_network_sandbox",
+    "how_it_ended",
+    "run",
+    "servant",
+]
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -92,6 +105,44 @@ def _confine(limits: Limits, inherited_bytes: int = 0, open_files: int | None = 
         (resource.RLIMIT_AS, address_space, address_space),
     ):
         resource.setrlimit(what, (soft, hard))
+
+
+def confine_worker(limits: Limits) -> None:
+    """In a forked child that works for as long as its parent asks: what `limits` says, but for the processor and open files.
+
+    Such a child has its time by the piece: `allow_cpu_seconds` before each. It opens files by name, so where a namespace of its own would
+    cost root the right to read them it keeps the network if that cannot be left alone.
+    """
+    os.setsid()
+    die_with_parent()
+    _LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if not limits.has_network:
+        _LIBC.unshare(_CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWUSER | _CLONE_NEWNET)
+    address_space = limits.address_space_bytes + _mapped_bytes()
+    for what, most in (
+        (resource.RLIMIT_FSIZE, limits.file_bytes),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, address_space),
+    ):
+        hard = resource.getrlimit(what)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (most, most))
+
+
+def allow_cpu_seconds(seconds: float) -> None:
+    """Let this process have so much processor time from now on, then be ended by SIGXCPU."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    most = math.ceil(time.process_time() + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def how_it_ended(returncode: int) -> str:
+    """The end of a process in words; `returncode` is negative for a signal."""
+    if returncode == -signal.SIGXCPU:
+        return "took too much processor time"
+    if returncode < 0:
+        return f"killed by {signal.Signals(-returncode).name}"
+    return f"exit code {returncode}"
 
 
 def _mapped_bytes() -> int:

@@ -138,6 +138,20 @@ class Store:
         with self._told("write"):
             self.filesystem.rm_file(f"{self.root}/{name}")
 
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """The bytes [offset, offset + size) of an object.
+
+        Raises:
+            StorageError: the store does not answer, or has fewer bytes there.
+        """
+        with self._told("read"):
+            found: bytes = self.filesystem.cat_file(f"{self.root}/{name}", start=offset, end=offset + size)
+        if len(found) != size:
+            raise StorageError(
+                f"{self.url}/{name} gave {len(found)} of {size} bytes at {offset}; verify the set, or run the same command again."
+            )
+        return found
+
     @contextlib.contextmanager
     def lock(self, name: str, *, what: str) -> Iterator[None]:
         """Hold the lock object `name`, which only one writer can create.

@@ -18,7 +18,7 @@ from stmae_train.config import Recipe
 from stmae_train.distributed import start_world
 from stmae_train.errors import ConfigError
 from stmae_train.evaluate import Start, collect, frame_rule
-from stmae_train.loader import ReadOptions, SweepLoader, open_sources
+from stmae_train.loader import DEFAULT_RANGE_BYTES, ReadOptions, SweepLoader, open_sources
 from stmae_train.runlog import autocast, write_vectors
 
 __all__ = ["EmbedRequest", "Embedded", "embed", "table_name"]
@@ -36,7 +36,7 @@ class EmbedRequest:
         name: of the table; letters, digits, `.`, `_` and `-`.
         views: clips per video, evenly spaced; their vectors are averaged.
         seed: of the initial weights where `init` is random.
-        workers, device: as in pre-training.
+        workers, device, prefetch, store_cache_bytes: as in pre-training.
     """
 
     workspace: Path
@@ -48,6 +48,8 @@ class EmbedRequest:
     seed: int = 0
     workers: int = 0
     device: str | None = None
+    prefetch: int = 4
+    store_cache_bytes: int = DEFAULT_RANGE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def embed(request: EmbedRequest) -> Embedded:
         sources,
         rule=frame_rule(recipe.data),
         views=request.views,
-        options=ReadOptions(request.workers),
+        options=ReadOptions(request.workers, prefetch=request.prefetch, store_cache_bytes=request.store_cache_bytes),
     )
     found = collect(mean_token, sweep, recipe.model, crops=1, device=device).mean(dim=1)  # [N, D]
     vectors = F.normalize(found, dim=-1).numpy()

@@ -21,7 +21,14 @@ from stmae_train.config import DataConfig, ModelConfig, Recipe
 from stmae_train.convert import read_weights
 from stmae_train.distributed import start_world
 from stmae_train.errors import CheckpointError
-from stmae_train.loader import DEFAULT_CACHE_BYTES, ClipSource, ReadOptions, SweepLoader, open_sources
+from stmae_train.loader import (
+    DEFAULT_CACHE_BYTES,
+    DEFAULT_RANGE_BYTES,
+    ClipSource,
+    ReadOptions,
+    SweepLoader,
+    open_sources,
+)
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.runlog import RunFolder, Stopwatch, autocast, peak_memory_bytes, write_card, write_scores
 from stmae_train.views import FrameRule, center_boxes
@@ -191,7 +198,7 @@ class EvaluateRequest:
         run_dir: the run folder of this evaluation.
         views: temporal x spatial; those of the recipe unless given.
         seed: written into the scores; draws nothing.
-        workers, device, cache_bytes: as in pre-training.
+        workers, device, cache_bytes, prefetch, store_cache_bytes: as in pre-training.
     """
 
     workspace: Path
@@ -204,6 +211,8 @@ class EvaluateRequest:
     device: str | None = None
     resume: bool = False
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    prefetch: int = 4
+    store_cache_bytes: int = DEFAULT_RANGE_BYTES
 
 
 def evaluate(request: EvaluateRequest) -> dict[str, Any]:
@@ -232,7 +241,13 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
                 out: Tensor = classifier(clips)
             return out
 
-        options = ReadOptions(request.workers, request.cache_bytes)
+        options = ReadOptions(
+            request.workers,
+            request.cache_bytes,
+            prefetch=request.prefetch,
+            store_cache_bytes=request.store_cache_bytes,
+            pins_memory=device.type == "cuda",
+        )
         found, loader = score(
             logits, request.workspace, sources, recipe=recipe, views=views, device=device, options=options
         )
@@ -240,7 +255,14 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
         clips = len(loader) * views[0] * views[1]
         facts = {"kind": "evaluate", "views": list(views), "weights": str(path)}
         return write_results(
-            run, found, facts=facts, recipe=recipe, watch=watch, clips=clips, bytes_read=loader.reader.bytes_read
+            run,
+            found,
+            facts=facts,
+            recipe=recipe,
+            device=device,
+            watch=watch,
+            clips=clips,
+            bytes_read=loader.reader.bytes_read,
         )
 
 
@@ -272,6 +294,7 @@ def write_results(
     *,
     facts: Mapping[str, Any],
     recipe: Recipe,
+    device: torch.device,
     watch: Stopwatch,
     clips: int,
     bytes_read: int,
@@ -285,6 +308,7 @@ def write_results(
         scores: predictions of the test videos.
         facts: what else belongs into `metrics.json`.
         recipe: for the card.
+        device: that the encoder ran on.
         watch: of the whole run.
         clips: that went through the encoder.
         bytes_read: from shards.
@@ -296,7 +320,7 @@ def write_results(
         "schema_version": 1,
         "seconds": round(watch.seconds, 3),
         "cpu_seconds": round(watch.cpu_seconds, 3),
-        "gpu_seconds": round(watch.seconds, 3) if torch.cuda.is_available() else 0.0,
+        "gpu_seconds": round(watch.seconds, 3) if device.type == "cuda" else 0.0,
         "stall_seconds": round(watch.waited, 3),
         "bytes_read": bytes_read,
         "clips": clips,

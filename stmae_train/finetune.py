@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from stmae_train.errors import ConfigError
 from stmae_train.evaluate import Start, frame_rule, load_classifier, score, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
+    DEFAULT_RANGE_BYTES,
     Batch,
     CropRule,
     ReadOptions,
@@ -47,8 +48,8 @@ class FinetuneRequest:
         recipe: its fine-tuning settings; model and clips too where `init` is random, else those of the weights.
         run_dir: the run folder.
         seed: of the head, order, crops, mixing, drop path.
-        workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, track, sharding:
-            as in pre-training.
+        workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, prefetch,
+            store_cache_bytes, track, sharding: as in pre-training.
     """
 
     workspace: Path
@@ -66,6 +67,8 @@ class FinetuneRequest:
     log_every: int | None = None
     device: str | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    prefetch: int = 4
+    store_cache_bytes: int = DEFAULT_RANGE_BYTES
     track: str | None = None
     sharding: Sharding = "ddp"
 
@@ -114,7 +117,14 @@ class _Finetuning:
         train = open_sources(request.workspace, request.train_shards, labelled=True)
         self.test = open_sources(request.workspace, [request.eval_shards], labelled=True)
         self.num_classes = check_labels(train, self.test)
-        self.options = ReadOptions(request.workers, request.cache_bytes, request.skip_damaged)
+        self.options = ReadOptions(
+            request.workers,
+            request.cache_bytes,
+            request.skip_damaged,
+            request.prefetch,
+            request.store_cache_bytes,
+            pins_memory=world.device.type == "cuda",
+        )
         self.loader = TrainLoader(
             request.workspace,
             train,
@@ -271,7 +281,7 @@ class _Finetuning:
             recipe=self.recipe,
             views=self.config.views,
             device=self.world.device,
-            options=ReadOptions(self.request.workers, self.request.cache_bytes),
+            options=replace(self.options, skip_damaged=0),  # a score is of every test video or of none
         )
         cost["bytes_read"] += tested.reader.bytes_read
         cost["cpu_seconds"] = round(cost["cpu_seconds"] + self.loop.meter.watch.cpu_seconds - before[0], 3)
@@ -291,6 +301,7 @@ class _Finetuning:
                 "train_videos": self.loader.mix.epoch_videos,
             },
             recipe=self.recipe,
+            device=self.world.device,
             watch=self.loop.meter.watch,
             clips=cost["clips"],
             bytes_read=cost["bytes_read"],

@@ -20,7 +20,14 @@ from stmae_train.config import ModelConfig, Recipe
 from stmae_train.distributed import start_world
 from stmae_train.errors import ModelError
 from stmae_train.evaluate import frame_rule
-from stmae_train.loader import DEFAULT_CACHE_BYTES, ClipSource, ReadOptions, SweepLoader, open_sources
+from stmae_train.loader import (
+    DEFAULT_CACHE_BYTES,
+    DEFAULT_RANGE_BYTES,
+    ClipSource,
+    ReadOptions,
+    SweepLoader,
+    open_sources,
+)
 from stmae_train.masks import draw_masks
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.runlog import commit
@@ -47,6 +54,7 @@ class PictureRequest:
         ratios: mask ratios; the model's own kind of mask is used where it can hide so much, else random masks.
         seed: of the masks.
         device: `cpu`, `cuda`; a GPU where there is one unless given.
+        store_cache_bytes: what may stand on this disk of sets that are read from a store.
     """
 
     workspace: Path
@@ -58,6 +66,7 @@ class PictureRequest:
     ratios: tuple[float, ...] = (0.9, 0.95)
     seed: int = 0
     device: str | None = None
+    store_cache_bytes: int = DEFAULT_RANGE_BYTES
 
 
 def picture(request: PictureRequest) -> list[Path]:
@@ -92,7 +101,10 @@ def draw(model: MaskedAutoencoder, recipe: Recipe, request: PictureRequest) -> l
         rule=frame_rule(recipe.data),
         views=1,
         batch_videos=len(chosen),
-        options=ReadOptions(cache_bytes=0 if len(chosen) < len(source) else DEFAULT_CACHE_BYTES),
+        options=ReadOptions(
+            cache_bytes=0 if len(chosen) < len(source) else DEFAULT_CACHE_BYTES,
+            store_cache_bytes=request.store_cache_bytes,
+        ),
     )
     (batch,) = sweep.batches()
     clips = batch.clips(recipe.model, device=device)

@@ -19,6 +19,7 @@ from stmae_train.distributed import Sharding, World, start_world, stop_world
 from stmae_train.errors import ConfigError
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
+    DEFAULT_RANGE_BYTES,
     Batch,
     ClipSource,
     CropRule,
@@ -62,6 +63,7 @@ class PretrainRequest:
         cache_bytes: decoded sets up to this size are cached; 0 = never.
         init: weights to start from, of any known layout; from scratch unless given. An encoder alone starts the encoder.
         prefetch: videos that each worker may have decoded ahead; bounds memory, changes speed alone.
+        store_cache_bytes: what may stand on this disk of sets that are read from a store.
         pictures: clips of the first set whose reconstructions are left in `pictures/` at the end.
         pictures_every: steps between such pictures while it trains, in `pictures/step-…`; none unless given.
         track: "tensorboard" shows records and pictures there too, under the run folder.
@@ -84,6 +86,7 @@ class PretrainRequest:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     init: str | None = None
     prefetch: int = 4
+    store_cache_bytes: int = DEFAULT_RANGE_BYTES
     pictures: int = 8
     pictures_every: int | None = None
     track: str | None = None
@@ -201,6 +204,7 @@ class _Training:
                 request.cache_bytes,
                 request.skip_damaged,
                 request.prefetch,
+                request.store_cache_bytes,
                 pins_memory=world.device.type == "cuda",
             ),
         )
@@ -269,7 +273,7 @@ class _Training:
             rule=FrameRule(data.num_frames, data.frame_stride, data.fps, data.sampling),
             views=1,
             batch_videos=32,
-            options=ReadOptions(cache_bytes=0),
+            options=ReadOptions(cache_bytes=0, store_cache_bytes=self.request.store_cache_bytes),
         )
         vectors = [
             pixel_vectors(batch.clips(model, device=torch.device("cpu")), model).flatten(0, 1)
@@ -390,6 +394,7 @@ class _Training:
             count=request.pictures or 8,
             ratios=shown_ratios(self.recipe.model),
             seed=request.seed,
+            store_cache_bytes=request.store_cache_bytes,
         )
         self.track.add_pictures(draw(model, self.recipe, wanted), step=step)
 

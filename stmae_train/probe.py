@@ -26,6 +26,7 @@ from stmae_train.errors import ConfigError, TrainingStopped
 from stmae_train.evaluate import Start, collect, frame_rule, score, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
+    DEFAULT_RANGE_BYTES,
     CropRule,
     ReadOptions,
     SweepLoader,
@@ -56,7 +57,7 @@ class ProbeRequest:
         recipe: its probe settings; model and clips too where `init` is random, else those of the weights.
         run_dir: the run folder.
         seed: of the heads, their views and their order.
-        workers, device, cache_bytes: as in pre-training. A damaged sample always stops a probe.
+        workers, device, cache_bytes, prefetch, store_cache_bytes: as in pre-training. A damaged sample always stops a probe.
         resume: begin again in a folder where a probe was interrupted, or return what a finished one found.
     """
 
@@ -72,6 +73,8 @@ class ProbeRequest:
     resume: bool = False
     device: str | None = None
     cache_bytes: int = DEFAULT_CACHE_BYTES
+    prefetch: int = 4
+    store_cache_bytes: int = DEFAULT_RANGE_BYTES
 
 
 def probe(request: ProbeRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
@@ -114,7 +117,13 @@ class _Probing:
         self.num_classes = check_labels(self.train, self.test)
         run.write_data([*(each.entry("train") for each in self.train), *(each.entry("eval") for each in self.test)])
         self.encoder = start.autoencoder().to(self.device).eval().requires_grad_(False)
-        self.options = ReadOptions(request.workers, request.cache_bytes)
+        self.options = ReadOptions(
+            request.workers,
+            request.cache_bytes,
+            prefetch=request.prefetch,
+            store_cache_bytes=request.store_cache_bytes,
+            pins_memory=self.device.type == "cuda",
+        )
 
     def go(self, watch: Callable[[StepRecord], None] | None) -> dict[str, Any]:
         """Features, heads, the test set."""
@@ -146,6 +155,7 @@ class _Probing:
                 **facts,
             },
             recipe=self.recipe,
+            device=self.device,
             watch=self.timer,
             clips=len(sweep) * sweep.views + len(tested) * math.prod(views),
             bytes_read=sweep.reader.bytes_read + tested.reader.bytes_read,

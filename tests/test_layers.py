@@ -29,7 +29,7 @@ TRAIN_RANKS = [
     {"report", "study", "bench"},
 ]
 DOORS = {
-    "loader": {"shards", "frames", "records"},
+    "loader": {"shards", "frames", "limits", "records"},
     "checkpoint": {"files"},
     "runlog": {"files"},
     "convert": {"limits"},

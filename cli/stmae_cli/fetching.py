@@ -1,5 +1,6 @@
-"""`stmae-data fetch`: official parts, lists of addresses, YouTube ids."""
+"""`stmae-data fetch`: official parts, lists of addresses, YouTube ids, books of sets on stores."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,8 @@ def fetch(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A manifest (k400, k600, k700-2020, ava, FILE.toml), or a list: csv, tsv, txt, json, jsonl, parquet.",
+            help="A manifest (k400, k600, k700-2020, ava, FILE.toml), a list (csv, tsv, txt, json, jsonl, parquet), or a set on a "
+            "store (s3://bucket/sets/k400): its books, so that training reads it there.",
         ),
     ],
     name: Annotated[
@@ -71,6 +73,9 @@ def fetch(
     from stmae_data.fetch import fetch as run
     from stmae_data.records import Job
 
+    if re.match(r"(?!https?:)[a-z0-9]+://", source):
+        _fetch_set(source, workspace, is_dry_run=dry_run, is_json=is_json)
+        return
     for option, value in (
         ("--limit", limit),
         ("--workers", workers),
@@ -127,3 +132,18 @@ def fetch(
         f"{report.counts['fetched']} of {report.counts['planned']} fetched, in", report.folder, is_json=is_json
     )
     raise typer.Exit(report.exit_code(is_strict=strict))
+
+
+def _fetch_set(url: str, workspace: Path, *, is_dry_run: bool, is_json: bool) -> None:
+    from stmae_data.build.remote import fetch_set
+    from stmae_data.errors import UsageError
+
+    if is_dry_run:
+        raise UsageError("The books of a set are small and are fetched at once; leave out --dry-run.")
+    with console.journal(workspace, "stmae-data fetch", {"source": url}):
+        found = fetch_set(url, workspace)
+    if is_json:
+        console.print_json(
+            {"set": found.name, "version": found.version, "digest": found.digest, "store": url.rstrip("/")}
+        )
+    console.done(f"The books of {found.name}, version {found.version}:", found.folder, is_json=is_json)

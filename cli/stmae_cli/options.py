@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HERE",
+    "STORE_CACHE_GB",
+    "AcceptOption",
+    "CheckpointOption",
     "DeviceOption",
     "EvalOption",
     "InitOption",
@@ -22,8 +25,11 @@ __all__ = [
     "ResumeOption",
     "SeedOption",
     "SetOption",
+    "SkipOption",
+    "StoreCacheOption",
     "TrainShards",
     "WorkersOption",
+    "gigabytes",
     "read_recipe",
     "run_folder",
     "show_metrics",
@@ -31,15 +37,24 @@ __all__ = [
 ]
 
 HERE = Path()
+STORE_CACHE_GB = 20.0
 
 RecipeOption = Annotated[str, typer.Option(help="A recipe by name (stmae-train recipes) or a TOML file.")]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="Change a value of the recipe, as in optim.base_lr=1e-3.")
 ]
-WorkersOption = Annotated[int, typer.Option(help="Decoding processes; they change speed alone.")]
+WorkersOption = Annotated[
+    int, typer.Option(help="Decoding processes, each confined (no network, bounded memory); they change speed alone.")
+]
 PrefetchOption = Annotated[
     int, typer.Option(help="Videos that each decoding process may have ready ahead; bounds its memory.")
 ]
+StoreCacheOption = Annotated[
+    float, typer.Option(help="Of sets that stand on a store: gigabytes of clips that are kept on this disk.")
+]
+SkipOption = Annotated[int, typer.Option(help="Leave out at most this many damaged samples.")]
+CheckpointOption = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
+AcceptOption = Annotated[bool, typer.Option("--accept-new-data", help="Resume although a set has changed.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, order, crops and masks.")]
 InitOption = Annotated[
     str, typer.Option(help="Weights file of any known layout, run, or `random` for the untrained encoder.")
@@ -49,6 +64,17 @@ TrainShards = Annotated[list[str], typer.Option(help="Labelled sets: SET[:SPLIT]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; a GPU where there is one unless given.")]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with the run that stands there.")]
 OutOption = Annotated[str | None, typer.Option("--out", help="Name of the run, under runs/ of the workspace.")]
+
+
+def gigabytes(number: float) -> int:
+    """Bytes of so many gigabytes.
+
+    Raises:
+        BadParameter: none at all.
+    """
+    if not 0 < number < 1e9:
+        raise typer.BadParameter(f"--store-cache-gb is {number}, wanted more than 0")
+    return max(1, round(number * 1e9))
 
 
 def read_recipe(name: str, changes: list[str] | None) -> "Recipe":

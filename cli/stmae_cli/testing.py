@@ -9,13 +9,17 @@ from stmae_cli import console
 from stmae_cli.console import JsonFlag, WorkspaceOption
 from stmae_cli.options import (
     HERE,
+    STORE_CACHE_GB,
     DeviceOption,
     EvalOption,
     InitOption,
     OutOption,
+    PrefetchOption,
     RecipeOption,
     SetOption,
+    StoreCacheOption,
     WorkersOption,
+    gigabytes,
     read_recipe,
     run_folder,
     show_metrics,
@@ -40,6 +44,8 @@ def embed(
     views: Annotated[int, typer.Option(help="Clips per video, evenly spaced; their vectors are averaged.")] = 1,
     changes: SetOption = None,
     workers: WorkersOption = 0,
+    prefetch: PrefetchOption = 4,
+    store_cache_gb: StoreCacheOption = STORE_CACHE_GB,
     device: DeviceOption = None,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
@@ -61,6 +67,8 @@ def embed(
         name=name or table_name(init, shards),
         views=views,
         workers=workers,
+        prefetch=prefetch,
+        store_cache_bytes=gigabytes(store_cache_gb),
         device=device,
     )
     with console.journal(workspace, "stmae-train embed", {"shards": shards, "init": init}):
@@ -77,6 +85,9 @@ def evaluate(
         str | None, typer.Option(help="Temporal x spatial views, as in 7x3; the recipe's unless given.")
     ] = None,
     workers: WorkersOption = 0,
+    prefetch: PrefetchOption = 4,
+    store_cache_gb: StoreCacheOption = STORE_CACHE_GB,
+    device: DeviceOption = None,
     out: OutOption = None,
     workspace: WorkspaceOption = HERE,
     is_json: JsonFlag = False,
@@ -98,6 +109,9 @@ def evaluate(
         run_dir=run_folder(workspace, out, "evaluate", Path(weights).name, eval_shards, views or "views"),
         views=(shape[0], shape[1]) if shape else None,
         workers=workers,
+        prefetch=prefetch,
+        store_cache_bytes=gigabytes(store_cache_gb),
+        device=device,
         resume=True,
     )
     with console.journal(workspace, "stmae-train evaluate", {"weights": weights, "eval_shards": eval_shards}):

@@ -10,15 +10,16 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Container, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stmae_data import files
-from stmae_data.errors import UsageError
-from stmae_data.shards import fingerprint_path, ledger_path
+from stmae_data.errors import SetError, UsageError
+from stmae_data.records import SetRef, set_folder
+from stmae_data.shards import ShardSet, fingerprint_path, ledger_path, open_set
 from stmae_data.stores import Store
 
-__all__ = ["Outpost", "outpost"]
+__all__ = ["Outpost", "fetch_set", "outpost"]
 
 _LOCK = "meta/LOCK"
 _SEAL = "meta/set.json"
@@ -65,6 +66,10 @@ class Outpost:
         self.sent = {name: digest for name, digest in self.sent.items() if name in there or name == _RETRY}
         is_old = self._is_old(there)
         books = [name for name in there if name.startswith("meta/") and name not in (_LOCK, _OWN)]
+        if any(".." in PurePosixPath(name).parts for name in books):
+            raise SetError(
+                f"{self.store.url} holds names that lead out of a set's folder, so nothing is fetched from it."
+            )
         for name in books:
             path = self.folder / name
             if is_old or not path.exists():
@@ -171,3 +176,38 @@ def outpost(url: str | None, folder: Path) -> Iterator[Outpost | None]:
         found = Outpost(store, folder)
         found.fetch_books()
         yield found
+
+
+def fetch_set(url: str, workspace: Path) -> ShardSet:
+    """Bring the books of a sealed set on a store, or bring them up to date; its tars stay there and training reads them there.
+
+    Args:
+        url: the set's own address, such as s3://bucket/sets/k400; its last part is the set's name.
+        workspace: gets `sets/<name>/meta`.
+
+    Raises:
+        SetError: no sealed set stands there, or it is being written. UsageError: another set of that name stands here.
+        StorageError: the store does not answer. Busy: somebody writes the books here.
+    """
+    store = Store.open(url)
+    name = SetRef.parse(store.url.rpartition("/")[2]).set_name
+    folder = set_folder(workspace, name)
+    if folder.is_dir() and not (folder / _OWN).exists():
+        raise UsageError(f"A set {name} stands in {workspace} already; fetch into another workspace: -w.")
+    if _SEAL not in store.names():
+        raise SetError(f"No sealed set stands at {store.url}; name the set itself, as in s3://bucket/sets/k400.")
+    with files.lock(folder / _LOCK, what=f"Set {name}"):
+        Outpost(store, folder).fetch_books()
+        found = open_set(workspace, name, books_only=True)
+        wrong = [
+            path
+            for path, shard in zip(found.ledgers(), found.shards, strict=True)
+            if not path.is_file() or files.sha256_file(path) != shard.ledger_sha256
+        ]
+        if wrong:
+            for path in (folder / _SEAL, *wrong):  # nobody trains on them, and the next fetch brings them anew
+                files.remove_file(path, point="fetch_set")
+            raise SetError(
+                f"The books at {store.url} do not fit together ({wrong[0].name}), as while a build writes there; fetch again when it is done."
+            )
+    return found

@@ -6,6 +6,7 @@ torch (seconds and hundreds of MB for every worker); that sets open in plain `we
 
 from stmae_data.shards.foreign import ForeignRef, ForeignSet, foreign_set, is_foreign
 from stmae_data.shards.index import SampleIndex, sample_index
+from stmae_data.shards.ranges import DEFAULT_RANGE_BYTES, Pin, RangeCache, StoreReader
 from stmae_data.shards.seal import (
     OWN_KEYS,
     ShardInfo,
@@ -20,19 +21,24 @@ from stmae_data.shards.seal import (
     set_digest,
     shard_info,
     shard_name,
+    shards_on_store,
     store_url,
 )
 from stmae_data.shards.tar import Placement, Sample, TarMember, commit_shard, iterate_tar, read_range, sample_json
 
 __all__ = [
+    "DEFAULT_RANGE_BYTES",
     "OWN_KEYS",
     "ForeignRef",
     "ForeignSet",
+    "Pin",
     "Placement",
+    "RangeCache",
     "Sample",
     "SampleIndex",
     "ShardInfo",
     "ShardSet",
+    "StoreReader",
     "TarMember",
     "commit_ledger",
     "commit_shard",
@@ -51,5 +57,6 @@ __all__ = [
     "set_digest",
     "shard_info",
     "shard_name",
+    "shards_on_store",
     "store_url",
 ]

@@ -13,6 +13,7 @@ from typing import Any, Final
 from stmae_data import files
 from stmae_data.errors import SetError
 from stmae_data.records import LEDGER_COLUMNS, SCHEMA_VERSION, set_folder
+from stmae_data.stores import Store
 
 __all__ = [
     "OWN_KEYS",
@@ -27,6 +28,7 @@ __all__ = [
     "set_digest",
     "shard_info",
     "shard_name",
+    "shards_on_store",
     "store_url",
 ]
 
@@ -288,3 +290,25 @@ def open_set(workspace: Path, name: str, *, books_only: bool = False) -> ShardSe
                 f"Set {name}: {shard.name}.tar has {tar.stat().st_size} bytes, set.json says {shard.bytes}; it was cut or changed: verify the set."
             )
     return found
+
+
+def shards_on_store(found: ShardSet) -> frozenset[str]:
+    """Names of the shards that do not stand in the set's folder but on its store, after their sizes there have been checked.
+
+    Raises:
+        SetError: one is missing there, or has another size.
+        StorageError: the store does not answer.
+    """
+    away = [shard for shard in found.shards if not (found.folder / f"{shard.name}.tar").is_file()]
+    store = Store.of(found.folder) if away else None
+    if store is None:
+        return frozenset()
+    there = store.names()
+    for shard in away:
+        size = there.get(f"{shard.name}.tar")
+        if size != shard.bytes:
+            raise SetError(
+                f"{store.url}/{shard.name}.tar {'is missing' if size is None else f'has {size} bytes'}, set.json says {shard.bytes} bytes; "
+                f"bring the books up to date (stmae-data fetch {store.url}), or verify the set."
+            )
+    return frozenset(shard.name for shard in away)

@@ -1,5 +1,6 @@
 """From sets to batches: order, decoding, the decoded cache, crops. Start at `batches`."""
 
+from stmae_data.shards import DEFAULT_RANGE_BYTES
 from stmae_train.loader.advice import Advisor, advice
 from stmae_train.loader.batch import Batch, CropRule
 from stmae_train.loader.batches import SweepLoader, TrainLoader, dividing_sizes
@@ -10,6 +11,7 @@ from stmae_train.loader.source import ClipSource, check_labels, open_sources
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
+    "DEFAULT_RANGE_BYTES",
     "Advisor",
     "Batch",
     "ClipSource",

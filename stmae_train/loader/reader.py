@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stmae_data.frames import Planes
+from stmae_data.shards import DEFAULT_RANGE_BYTES
 from stmae_train.errors import ConfigError, DataMismatch
 from stmae_train.loader.batch import Batch, BatchPlan, CropRule, Loaded, assemble, clips_of_planes
 from stmae_train.loader.cache import DEFAULT_CACHE_BYTES, open_cache
@@ -25,10 +26,12 @@ class ReadOptions:
     cache_bytes: int = DEFAULT_CACHE_BYTES  # decoded sets up to this size are cached; 0 = never
     skip_damaged: int = 0  # damaged samples that may be left out before the run stops
     prefetch: int = 4  # clips that a worker may have decoded ahead; each takes the memory of its frames
+    store_cache_bytes: int = DEFAULT_RANGE_BYTES  # what may stand on this disk of shards that are read from a store
     pins_memory: bool = False  # batches stand in page-locked memory, one at a time
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("cache_bytes", 0), ("skip_damaged", 0), ("prefetch", 1)):
+        bounds = {"workers": 0, "cache_bytes": 0, "skip_damaged": 0, "prefetch": 1, "store_cache_bytes": 1}
+        for name, least in bounds.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"ReadOptions.{name} is {getattr(self, name)}, wanted {least} or more; raise it.")
 
@@ -44,6 +47,8 @@ class Reader:
             )
         self.sources, self.rule, self.options = sources, rule, options
         self.spent = Spent()
+        for source in sources:
+            source.keep_at_most(options.store_cache_bytes)
         self.caches = [
             open_cache(workspace, each, rule, limit_bytes=options.cache_bytes, workers=options.workers)
             for each in sources

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -16,7 +17,19 @@ from numpy.typing import NDArray
 from stmae_data import frames
 from stmae_data.errors import SetError
 from stmae_data.records import SetRef
-from stmae_data.shards import SampleIndex, foreign_set, is_foreign, open_set, read_range, sample_index
+from stmae_data.shards import (
+    Pin,
+    RangeCache,
+    SampleIndex,
+    StoreReader,
+    foreign_set,
+    is_foreign,
+    open_set,
+    read_range,
+    sample_index,
+    shards_on_store,
+    store_url,
+)
 from stmae_train.errors import DataMismatch
 from stmae_train.runlog import data_entry, foreign_entry
 
@@ -34,6 +47,7 @@ class ClipSource:
     """Samples of one set reference; `rows` are the ones in use (all, or only those with a label).
 
     Tars of other tools have no ledgers, no checksums and no version; `left_out` says which of their samples cannot be read, and why.
+    Shards numbered in `on_store` are read through `store`, which keeps what was read on this disk.
     """
 
     index: SampleIndex
@@ -42,6 +56,8 @@ class ClipSource:
     version: int = 0
     set_digest: str = ""
     left_out: dict[str, str] = field(default_factory=dict)
+    store: StoreReader | None = None
+    on_store: frozenset[int] = frozenset()
     _descriptors: dict[int, int] = field(default_factory=dict, init=False, repr=False)
     _checked: set[int] = field(default_factory=set, init=False, repr=False)
 
@@ -63,12 +79,21 @@ class ClipSource:
         """Whether samples are pictures: a clip of one is that picture again and again."""
         return self.index.layout == PICTURES
 
+    def clip_id(self, row: int) -> str:
+        """Name of the sample `row` of the index."""
+        return str(self.index.clip_ids[row])
+
     def media(self, row: int) -> bytes:
         """The stored video of the sample `row` of the index; its first read is checked against the ledger's sha256.
 
         Raises:
             SetError: the shard is shorter than its ledger says, or holds other bytes.
+            StorageError: the store it stands on does not answer, or the disk is full.
         """
+        pin = self.pin(row)
+        if pin is not None:
+            with contextlib.closing(pin):
+                return pin.read()
         shard = int(self.index.shard[row])
         if shard not in self._descriptors:
             self._descriptors[shard] = os.open(self.index.shard_paths[shard], os.O_RDONLY | os.O_CLOEXEC)
@@ -82,6 +107,19 @@ class ClipSource:
                 )
             self._checked.add(row)
         return data
+
+    def pin(self, row: int) -> Pin | None:
+        """Bring the sample here where its shard stands on a store, and hold it; raises as `media`."""
+        index, shard = self.index, int(self.index.shard[row])
+        if self.store is None or shard not in self.on_store:
+            return None
+        offset, size = int(index.media_offset[row]), int(index.media_bytes[row])
+        return self.store.pin(index.shard_paths[shard].name, offset, size, str(index.stored_sha256[row]))
+
+    def keep_at_most(self, limit_bytes: int) -> None:
+        """Bound what stands on this disk of shards on a store."""
+        if self.store is not None:
+            self.store = replace(self.store, cache=replace(self.store.cache, limit_bytes=limit_bytes))
 
     def planes(self, row: int, clips: Sequence[Sequence[int]]) -> frames.Planes:
         """Decode the union of the frames that the clips want.
@@ -192,10 +230,14 @@ def _open_foreign(workspace: Path, texts: Sequence[str]) -> ClipSource:
 def _open_sealed(workspace: Path, text: str) -> ClipSource:
     reference = SetRef.parse(text)
     index = sample_index(workspace, reference)
-    opened = open_set(workspace, reference.set_name)
-    return ClipSource(
-        index, np.arange(len(index)), tuple(opened.ledgers(reference.split)), opened.version, opened.digest
-    )
+    opened = open_set(workspace, reference.set_name, books_only=True)
+    ledgers = tuple(opened.ledgers(reference.split))
+    found = ClipSource(index, np.arange(len(index)), ledgers, opened.version, opened.digest)
+    away, url = shards_on_store(opened), store_url(opened.folder)
+    if away and url is not None:
+        found.store = StoreReader(url, RangeCache(workspace / "cache" / "ranges"))
+        found.on_store = frozenset(number for number, path in enumerate(index.shard_paths) if path.stem in away)
+    return found
 
 
 def check_labels(train: Sequence[ClipSource], evaluation: Sequence[ClipSource]) -> int:

@@ -1,7 +1,10 @@
 """Worker processes that decode: light, forked before training starts, each with its own bounded piece of shared memory.
 
 Jobs go to workers in turn and come back in the order they were given, so the number of workers changes nothing but speed. A worker
-that dies is replaced once and its open jobs are done again in the same order; if the same clip kills it again, that clip is named.
+that dies is replaced and its open jobs are done again in the same order; a clip that kills it again is damaged and not tried a third time.
+
+A worker is a guarded child: no network, no new privileges, no core file, bounded memory, processor time by the clip, and it dies with its
+parent. Stored bytes that we did not encode ourselves (other layouts than `layered-4`) are never decoded outside of one.
 """
 
 from __future__ import annotations
@@ -21,26 +24,16 @@ from multiprocessing.process import BaseProcess
 import numpy as np
 from numpy.typing import NDArray
 
-from stmae_data.errors import StmaeDataError
+from stmae_data.errors import StmaeDataError, StorageError
 from stmae_data.frames import Planes
-from stmae_train.errors import DataMismatch
+from stmae_data.limits import Limits, allow_cpu_seconds, confine_worker, how_it_ended
+from stmae_train.loader.ahead import Ahead, Job
 from stmae_train.loader.source import ClipSource
 
 __all__ = ["Damaged", "Decoded", "Job", "Spent", "decode_in_order"]
 
-Ints = NDArray[np.int64]
-
 _SLOT_BYTES = 24 << 20  # four clips of 16 frames of 256 x 683 pictures; larger answers go through the pipe, slowly
 _PREFETCH = 4  # jobs a worker may have open
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Decode the union of `clips` [K, T] out of one sample."""
-
-    source: int
-    row: int
-    clips: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +69,7 @@ def decode_in_order(
     prefetch: int = _PREFETCH,
     spent: Spent | None = None,
 ) -> Generator[Decoded]:
-    """Answers in the order of the jobs; with no workers they are decoded here.
+    """Answers in the order of the jobs; with no workers they are decoded here, as long as all of them are of layered sets.
 
     Args:
         sources: what the jobs are of.
@@ -86,22 +79,32 @@ def decode_in_order(
         spent: counts every answer.
 
     Raises:
-        DataMismatch: a clip killed two workers in a row.
+        StorageError: a store that samples stand on does not answer.
     """
     spent = spent or Spent()
-    if workers == 0:
-        for job in jobs:
-            started = time.perf_counter()
-            answer = _decode(sources, job)
-            spent.add(time.perf_counter() - started)
-            yield answer
-        return
+    workers = workers or int(not all(source.is_layered for source in sources))
     pool = [_Worker(sources, prefetch, spent) for _ in range(workers)]
+    # Threads that ask a store come after the forks.
+    ahead = Ahead(sources) if any(source.store is not None for source in sources) else None
+    given = iter(jobs) if ahead is None else ahead.jobs(jobs)
     try:
-        yield from _through(pool, iter(jobs), prefetch)
+        for answer in _through(pool, given, prefetch) if pool else _here(sources, given, spent):
+            yield answer
+            if ahead is not None:
+                ahead.done()
     finally:
         for worker in pool:
             worker.stop()
+        if ahead is not None:
+            ahead.close()
+
+
+def _here(sources: Sequence[ClipSource], jobs: Iterator[Job], spent: Spent) -> Iterator[Decoded]:
+    for job in jobs:
+        started = time.perf_counter()
+        answer = _decode(sources, job)
+        spent.add(time.perf_counter() - started)
+        yield answer
 
 
 def _through(pool: Sequence[_Worker], jobs: Iterator[Job], prefetch: int) -> Iterator[Decoded]:
@@ -118,10 +121,14 @@ def _through(pool: Sequence[_Worker], jobs: Iterator[Job], prefetch: int) -> Ite
 
 def _decode(sources: Sequence[ClipSource], job: Job) -> Decoded:
     source = sources[job.source]
+    if job.problem:
+        return Damaged(source.clip_id(job.row), job.problem)
     try:
         return source.picture(job.row) if source.is_of_pictures else source.planes(job.row, job.clips.tolist())
+    except StorageError:
+        raise  # of the store or the disk, not of the sample
     except StmaeDataError as error:
-        return Damaged(str(source.index.clip_ids[job.row]), str(error))
+        return Damaged(source.clip_id(job.row), str(error))
 
 
 class _Worker:
@@ -151,7 +158,7 @@ class _Worker:
     def give(self, job: Job) -> None:
         self.open.append(job)
         try:
-            self.pipe.send((job.source, job.row, job.clips.tolist()))
+            self._send(job)
         except BrokenPipeError:
             return  # noticed in `take`, which knows the clip
 
@@ -162,39 +169,45 @@ class _Worker:
                 answer = self.pipe.recv()
                 break
             except (EOFError, ConnectionResetError):
-                self._replace()
+                fatal = self._replace()
+            if fatal is not None:
+                return fatal
         job = self.open.popleft()
         seconds, *found = answer
         self.spent.add(seconds)
         if len(found) == 1:
-            return Damaged(str(self.sources[job.source].index.clip_ids[job.row]), found[0])
+            return Damaged(self._clip_id(job), found[0])
         indices, height, width, payload = found
         start = (self.taken % self.prefetch) * _SLOT_BYTES
         self.taken += 1
         data = np.frombuffer(payload if payload is not None else self.memory, dtype=np.uint8)
         return _unpack(data if payload is not None else data[start:], indices, height, width)
 
-    def _replace(self) -> None:
-        """Start anew after a death, with the same jobs in the same order.
-
-        Raises:
-            DataMismatch: this clip did it before.
-        """
+    def _replace(self) -> Damaged | None:
+        """Start anew after a death, with the same jobs in the same order but for a first one that did it before."""
         job = self.open[0]
         key = job.source, job.row
         self.deaths[key] = self.deaths.get(key, 0) + 1
         self.process.join()
+        fatal = None
         if self.deaths[key] > 1:
-            clip_id = self.sources[job.source].index.clip_ids[job.row]
-            raise DataMismatch(
-                f"Clip {clip_id} ended the worker that decoded it twice (exit code {self.process.exitcode}); remove it: "
-                f"stmae-data remove --ids {clip_id}, or go on with --skip-damaged."
-            )
+            self.open.popleft()
+            how = how_it_ended(self.process.exitcode or 0)
+            fatal = Damaged(self._clip_id(job), f"it ended the process that decoded it twice: {how}")
         self.pipe.close()
         self.taken = 0
         self.process, self.pipe = self._start()
         for again in self.open:
-            self.pipe.send((again.source, again.row, again.clips.tolist()))
+            self._send(again)
+        return fatal
+
+    def _send(self, job: Job) -> None:
+        index = self.sources[job.source].index
+        seconds = float(index.num_frames[job.row]) / max(float(index.fps[job.row]), 1.0)
+        self.pipe.send((job.source, job.row, job.clips.tolist(), job.problem, Limits.for_seconds(seconds).cpu_seconds))
+
+    def _clip_id(self, job: Job) -> str:
+        return self.sources[job.source].clip_id(job.row)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -210,14 +223,20 @@ def _serve(
     other_end.close()  # else the pipe would never end when the parent dies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C means
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    confine_worker(Limits())
     slot = 0
     while True:
         try:
-            source, row, clips = pipe.recv()
+            source, row, clips, problem, cpu_seconds = pipe.recv()
         except EOFError:
             os._exit(0)
+        allow_cpu_seconds(cpu_seconds)
         started = time.perf_counter()
-        answer = _decode(sources, Job(source, row, np.array(clips, dtype=np.int64)))
+        job = Job(source, row, np.array(clips, dtype=np.int64), problem)
+        try:
+            answer = _decode(sources, job)
+        except MemoryError:
+            answer = Damaged("", "decoding it takes more memory than a decoder may have")
         seconds = time.perf_counter() - started
         if isinstance(answer, Damaged):
             pipe.send((seconds, answer.reason))

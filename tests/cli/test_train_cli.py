@@ -107,3 +107,38 @@ def test_pictures_and_a_page_of_a_run_are_made(workspace: Path) -> None:
     assert len(json.loads(ended.stdout)["pictures"]) == 2
     ended = run("report", "short", "-w", workspace, "--json")
     assert Path(json.loads(ended.stdout)["report"]).is_file()
+
+
+def test_a_set_on_a_store_is_trained_and_tested_on_by_a_machine_that_has_its_books_alone(
+    workspace: Path, kinetics_tree: Path, tmp_path: Path
+) -> None:
+    builder, trainer = tmp_path / "builder", tmp_path / "trainer"
+    url = "memory://train-cli/sets"
+    ended = RUNNER.invoke(data_app, ["build", str(kinetics_tree / "tiny.toml"), "-w", str(builder), "--store", url])
+    assert ended.exit_code == 0, ended.output
+    ended = RUNNER.invoke(data_app, ["fetch", f"{url}/tiny", "-w", str(trainer), "--json"])
+    assert json.loads(ended.stdout)["store"] == f"{url}/tiny"
+    ended = RUNNER.invoke(data_app, ["select", "half", "--from", "tiny", "--share", "0.5", "-w", str(trainer)])
+    assert ended.exit_code == 0, ended.output
+    own = ["--recipe", "demo", "-w", trainer, "--device", "cpu", "--workers", 1, "--prefetch", 1]
+    own += ["--store-cache-gb", 0.001]
+    ended = run("pretrain", "--shards", "tiny", "--steps", 2, "--out", "short", *own)
+    assert ended.exit_code == 0, ended.output
+    here, there = (
+        [json.loads(line)["loss"] for line in (each / "runs/short/log.jsonl").read_text().splitlines()]
+        for each in (workspace, trainer)
+    )
+    assert here == there and not list(trainer.rglob("*.tar"))
+    tested = ["--shards", "tiny/half", "--eval-shards", "tiny:val", *own]
+    short = ["--set", "finetune.epochs=1", "--set", "finetune.warmup_epochs=0", "--set", "finetune.views=[1, 1]"]
+    short += ["--set", "probe.epochs=1", "--set", "probe.views=[1, 1]"]
+    ended = run("probe", "--init", "short", "--kind", "linear", *tested, *short)
+    assert ended.exit_code == 0, ended.output
+    tuned = ["finetune", "--init", "short", "--out", "tuned", "--checkpoint-every", 1, "--skip-damaged", 1]
+    ended = run(*tuned, *tested, *short)
+    assert ended.exit_code == 0, ended.output
+    assert list((trainer / "runs/tuned/checkpoints").iterdir())
+    ended = run("evaluate", "tuned", "--eval-shards", "tiny:val", *own[2:])
+    assert ended.exit_code == 0, ended.output
+    assert sum(path.stat().st_size for path in (trainer / "cache/ranges").glob("??/*")) <= 1_000_000
+    assert run("pretrain", "--shards", "tiny", "--recipe", "demo", "--store-cache-gb", 0).exit_code == 2

@@ -10,23 +10,27 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stmae_data.build import BuildReport, BuildRequest, build, reasons_of
-from stmae_data.build.remote import Outpost
+from stmae_data.build.remote import Outpost, fetch_set
 from stmae_data.errors import Busy, SetError, StorageError, UsageError
 from stmae_data.manifest import load_manifest
 from stmae_data.records import Job
+from stmae_data.shards import ShardSet, open_set, store_url
 from stmae_data.stores import Store
 from stmae_data.verify import verify
 
 
 def build_tiny(workspace: Path, tree: Path, **options: Any) -> BuildReport:
     return build(BuildRequest(workspace, load_manifest(str(tree / "tiny.toml")), **options))
+
+
+def open_tiny(workspace: Path) -> ShardSet:
+    return open_set(workspace, "tiny", books_only=True)
 
 
 def local_objects(folder: Path) -> dict[str, str]:
@@ -47,16 +51,6 @@ def clean(tmp_path_factory: pytest.TempPathFactory, kinetics_tree: Path) -> dict
     workspace = tmp_path_factory.mktemp("clean")
     build_tiny(workspace, kinetics_tree)
     return local_objects(workspace / "sets" / "tiny")
-
-
-@pytest.fixture(scope="module")
-def s3_server() -> Iterator[str]:
-    pytest.importorskip("s3fs", reason="s3fs is not installed")
-    server = pytest.importorskip("moto.server", reason="moto is not installed").ThreadedMotoServer(port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -444,13 +438,6 @@ def test_a_job_of_a_set_on_a_store_is_refused(standing: Path, kinetics_tree: Pat
         build_tiny(standing, kinetics_tree, job=Job(1, 2))
 
 
-def test_training_on_a_set_on_a_store_is_refused(standing: Path) -> None:
-    from stmae_train.loader.source import open_sources
-
-    with pytest.raises(SetError, match=AWAY):
-        open_sources(standing, ["tiny:train"])
-
-
 def test_a_copy_of_a_store_is_a_set_like_any_other(standing: Path, tmp_path: Path) -> None:
     """The next step that the refusal names."""
     store = Store.open("memory://standing/sets/tiny")
@@ -460,3 +447,45 @@ def test_a_copy_of_a_store_is_a_set_like_any_other(standing: Path, tmp_path: Pat
         store.get(name, folder / name)
     assert command_line(tmp_path, "dedup", "tiny")[0] == 0
     assert verify(tmp_path, "tiny").ok
+
+
+def test_a_machine_that_knows_nothing_fetches_the_books_and_goes_along_with_the_set(
+    url: str, workspace: Path, kinetics_tree: Path, tmp_path: Path
+) -> None:
+    build_tiny(workspace, kinetics_tree, store=url, splits=("val",))
+    other = tmp_path / "other"
+    first = fetch_set(f"{url}/tiny", other)
+    assert first.version == 1 and store_url(first.folder) == f"{url}/tiny" and not list(other.rglob("*.tar"))
+    assert local_objects(other / "sets/tiny/meta/ledger") == local_objects(workspace / "sets/tiny/meta/ledger")
+    grown = build_tiny(workspace, kinetics_tree, store=url)
+    again = fetch_set(f"{url}/tiny/", other)
+    assert (again.version, again.digest) == (grown.version, grown.digest) == (2, open_tiny(workspace).digest)
+    with pytest.raises(SetError, match="No sealed set stands at"):
+        fetch_set(f"{url}/tinier", other)
+    build_tiny(tmp_path / "third", kinetics_tree)
+    with pytest.raises(UsageError, match=r"stands in .* already"):
+        fetch_set(f"{url}/tiny", tmp_path / "third")
+    # Whatever a store lists, nothing is written beside the set's folder.
+    store = Store.open(f"{url}/tiny")
+    if url.startswith("memory"):
+        store.filesystem.store[f"{store.root}/meta/../../../out.parquet"] = store.filesystem.store[
+            f"{store.root}/meta/set.json"
+        ]
+        with pytest.raises(SetError, match="lead out of a set's folder"):
+            fetch_set(f"{url}/tiny", other)
+
+
+def test_books_that_do_not_fit_together_are_refused(workspace: Path, kinetics_tree: Path, tmp_path: Path) -> None:
+    url = "memory://half-written/sets"
+    build_tiny(workspace, kinetics_tree, store=url)
+    store = Store.open(f"{url}/tiny")
+    ledgers = [name for name in store.names() if name.startswith("meta/ledger/")]
+    right = store.read(ledgers[0])
+    store.filesystem.pipe_file(f"{store.root}/{ledgers[0]}", store.read(ledgers[1]))
+    for _ in range(2):
+        with pytest.raises(SetError, match="do not fit together"):
+            fetch_set(f"{url}/tiny", tmp_path / "other")
+        with pytest.raises(SetError, match=r"no meta/set\.json"):
+            open_tiny(tmp_path / "other")
+    store.filesystem.pipe_file(f"{store.root}/{ledgers[0]}", right)
+    assert fetch_set(f"{url}/tiny", tmp_path / "other").digest == open_tiny(workspace).digest

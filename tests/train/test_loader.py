@@ -223,7 +223,8 @@ def test_a_dead_worker_is_replaced_in_the_same_order(
 def test_a_clip_that_kills_its_worker_twice_is_named(small_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, [5], lambda: os._exit(9))
     with pytest.raises(
-        DataMismatch, match=r"Clip tinytrain0005 ended the worker that decoded it twice \(exit code 9\)"
+        DataMismatch,
+        match=r"Clip tinytrain0005 of tiny:train cannot be decoded \(it ended the process that decoded it twice: exit code 9\)",
     ):
         list(loader(small_world, cache_bytes=NO_CACHE, workers=2).batches(0, 3))
 

@@ -106,6 +106,14 @@ def test_the_model_is_that_of_the_weights(request_: ProbeRequest, small_recipe: 
     assert "width = 64" in config and "frame_stride = 8" in config and "train_views = 3" in config
 
 
+def test_gpu_seconds_are_those_of_the_device_that_was_used(
+    request_: ProbeRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # as where a GPU stands by while the processor works
+    probe(replace(request_, kind="knn", device="cpu"))
+    assert json.loads((request_.run_dir / "cost.json").read_text())["gpu_seconds"] == 0.0
+
+
 def test_a_finished_probe_is_not_done_again(request_: ProbeRequest) -> None:
     first = probe(request_)
     before = (request_.run_dir / "scores.parquet").stat().st_mtime_ns
