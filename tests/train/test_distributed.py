@@ -9,14 +9,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from stmae_train.checkpoint import load_weights
 from stmae_train.config import Recipe, override, to_toml
 from stmae_train.distributed import World, start_world
 from stmae_train.errors import RunInterrupted
+from stmae_train.finetune import FinetuneRequest, finetune
 from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.runlog import StepRecord
 
@@ -42,6 +45,17 @@ for (folder, sharding, stop), port in zip(runs, ports):
 """
 
 
+# The same of fine-tuning.
+TUNE = (
+    RUN.replace(
+        "stmae_train.pretrain import PretrainRequest, pretrain", "stmae_train.finetune import FinetuneRequest, finetune"
+    )
+    .replace("pretrain(PretrainRequest(Path(workspace)", 'finetune(FinetuneRequest(Path(workspace), "random"')
+    .replace('("tiny",)', '("tiny",), "tiny:val"')
+    .replace(", pictures=0", "")
+)
+
+
 def free_ports(count: int) -> list[int]:
     probes = [socket.socket() for _ in range(count)]
     try:
@@ -53,13 +67,13 @@ def free_ports(count: int) -> list[int]:
             probe.close()
 
 
-def run_in_two(workspace: Path, recipe: Path, runs: list[tuple[Path, str, int]]) -> None:
+def run_in_two(workspace: Path, recipe: Path, runs: list[tuple[Path, str, int]], *, script: str = RUN) -> None:
     """The runs in two gloo processes, as torchrun starts them."""
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     given = json.dumps([workspace, recipe, runs, free_ports(len(runs))], default=str)
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", RUN, given],
+            [sys.executable, "-c", script, given],
             env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
         )
@@ -131,6 +145,61 @@ def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_fr
     assert (execution["processes"], execution["sharding"]) == (2, "fsdp")
     cost = json.loads((tmp_path / "ddp" / "cost.json").read_text())
     assert cost["clips"] == 80 and cost["cpu_seconds"] > 0
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "metrics.json").read_text()))
+
+
+@pytest.mark.slow
+def test_shared_or_sharded_the_classifier_is_that_of_one_process_and_a_stopped_run_goes_on(
+    small_world: Path, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    changes = ["finetune.batch_videos=8", "finetune.repeats=2", "finetune.accumulate=2", "finetune.epochs=2"]
+    changes += ["finetune.warmup_epochs=0.5", "finetune.layer_decay=0.75", "finetune.grad_clip=0.5"]
+    # What is mixed, dropped or perturbed by chance is drawn by each process for itself.
+    changes += ["finetune.mixup=0", "finetune.cutmix=0", "finetune.drop_path=0", "finetune.head_dropout=0"]
+    recipe = override(small_recipe, [*changes, "finetune.ema_decay=0.9"])
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe))
+    runs = small_world / "runs"
+    one, ddp, fsdp, again, elsewhere = (
+        runs / f"tuned-{name}" for name in ("one", "ddp", "fsdp", "fsdp-again", "fsdp-then-one")
+    )
+    request = FinetuneRequest(
+        small_world, "random", ("tiny",), "tiny:val", recipe, one, log_every=1, checkpoint_every=2, device="cpu"
+    )
+    straight = finetune(request)
+    planned = [(ddp, "ddp", 0), (fsdp, "fsdp", 0), (again, "fsdp", 3), (elsewhere, "fsdp", 3)]
+    run_in_two(small_world, tmp_path / "recipe.toml", planned, script=TUNE)
+    finetune(replace(request, run_dir=elsewhere, resume=True))
+    command = ["-m", "stmae_cli.train", "finetune", "--init", "random", "--shards", "tiny", "--eval-shards", "tiny:val"]
+    command += ["--recipe", str(tmp_path / "recipe.toml"), "--checkpoint-every", "2", "--out", again.name, "--resume"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [*launch, *command, "--fsdp", "--device", "cpu", "-w", str(small_world)],
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+
+    assert losses(fsdp) == pytest.approx(losses(ddp), rel=1e-6)
+    for folder in (ddp, fsdp, elsewhere):
+        assert losses(folder) == pytest.approx(losses(one), rel=1e-4), folder
+    for folder in (ddp, fsdp, again, elsewhere):
+        assert metrics_of(folder)["cross_entropy"] == pytest.approx(straight["cross_entropy"], rel=1e-3), folder
+        for file in ("weights.safetensors", "weights-ema.safetensors"):
+            ours, theirs = (load_file(each / file) for each in (one, folder))
+            # Adam turns rounding of tiny gradients into steps of a few per cent of the rate (1e-3).
+            assert sorted(ours) == sorted(theirs)
+            assert all(torch.allclose(each, theirs[name], atol=1e-3) for name, each in ours.items()), folder
+    # At equal world size a resumed run is the uninterrupted one to the bit.
+    for file in ("weights.safetensors", "weights-ema.safetensors"):
+        assert (again / file).read_bytes() == (fsdp / file).read_bytes()
+    assert metrics_of(again) == metrics_of(fsdp)
+    execution = json.loads((again / "run.json").read_text())["execution"]
+    assert (execution["processes"], execution["sharding"]) == (2, "fsdp")
 
 
 # Rank 1 of the first start is killed in the middle of a step; the launcher starts both anew.
