@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,32 +68,39 @@ def ours_rgb(stored: Stored, clips: Clips, boxes: Boxes, *, size: int, layout: s
     colour = _colour_by_opencv if importlib.util.find_spec("cv2") else _colour_by_pyav
     found = []
     for number, clip in enumerate(clips):
-        down, across = _even(boxes, number)
-        pictures = colour(planes, planes.rows(clip), down, across)
-        box = boxes.of(number)
-        inside = replace(box, top=box.top - down.start, left=box.left - across.start)
-        found.append(_resized(pictures, inside, 0, size))
+        found.append(_resize(colour(planes, planes.rows(clip), boxes, number), size))
     return found
 
 
-def _colour_by_opencv(planes: Planes, rows: Sequence[int], down: slice, across: slice) -> Bytes:
-    """The part of the pictures as RGB [T, h, w, 3]."""
+def _colour_by_opencv(planes: Planes, rows: Sequence[int], boxes: Boxes, number: int) -> Bytes:
+    """The box of the pictures as RGB [T, h, w, 3], dense: each is coloured in one small buffer and leaves it cropped."""
     cv2: Any = importlib.import_module("cv2")
-    height, width = down.stop - down.start, across.stop - across.start
-    out = np.empty((len(rows), height, width, 3), dtype=np.uint8)
+    down, across = _even(boxes, number)
+    inside, height, width = _inside(boxes, number), down.stop - down.start, across.stop - across.start
+    out = np.empty((len(rows), int(boxes.height[number]), int(boxes.width[number]), 3), dtype=np.uint8)
     packed = np.empty((height * 3 // 2, width), dtype=np.uint8)
+    coloured = np.empty((height, width, 3), dtype=np.uint8)
     # Chroma follows as one flat piece: a height of twice an odd number leaves half a row.
     chroma = packed[height:].reshape(2, height // 2, width // 2)
     half_down, half_across = (slice(each.start // 2, each.stop // 2) for each in (down, across))
-    for number, row in enumerate(rows):
+    for place, row in enumerate(rows):
         packed[:height] = planes.y[row, down, across]
         chroma[0], chroma[1] = planes.u[row, half_down, half_across], planes.v[row, half_down, half_across]
-        cv2.cvtColor(packed, cv2.COLOR_YUV2RGB_I420, dst=out[number])
+        cv2.cvtColor(packed, cv2.COLOR_YUV2RGB_I420, dst=coloured)
+        out[place] = coloured[inside]
     return out
 
 
-def _colour_by_pyav(planes: Planes, rows: Sequence[int], down: slice, across: slice) -> Bytes:
+def _inside(boxes: Boxes, number: int) -> tuple[slice, slice]:
+    """The box within its widened rows and columns."""
+    down, across = _even(boxes, number)
+    top, left = int(boxes.top[number]) - down.start, int(boxes.left[number]) - across.start
+    return slice(top, top + int(boxes.height[number])), slice(left, left + int(boxes.width[number]))
+
+
+def _colour_by_pyav(planes: Planes, rows: Sequence[int], boxes: Boxes, number: int) -> Bytes:
     reformatter, out = VideoReformatter(), []
+    (down, across), inside = _even(boxes, number), _inside(boxes, number)
     half_down, half_across = (slice(each.start // 2, each.stop // 2) for each in (down, across))
     for row in rows:
         frame = VideoFrame(across.stop - across.start, down.stop - down.start, "yuv420p")
@@ -105,16 +112,19 @@ def _colour_by_pyav(planes: Planes, rows: Sequence[int], down: slice, across: sl
         for plane, values in zip(frame.planes, parts, strict=True):
             target: Any = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
             target[: values.shape[0], : values.shape[1]] = values
-        out.append(reformatter.reformat(frame, format="rgb24").to_ndarray())
+        out.append(reformatter.reformat(frame, format="rgb24").to_ndarray()[inside])
     return np.stack(out)
 
 
 def _resized(pictures: Bytes, boxes: Boxes, number: int, size: int) -> Tensor:
     """Pictures [T, H, W, 3] cropped and resized to [T, 3, size, size]."""
     top, left = int(boxes.top[number]), int(boxes.left[number])
-    cut = pictures[:, top : top + int(boxes.height[number]), left : left + int(boxes.width[number])]
+    return _resize(pictures[:, top : top + int(boxes.height[number]), left : left + int(boxes.width[number])], size)
+
+
+def _resize(pictures: Bytes, size: int) -> Tensor:
     # Dense, colours innermost: torch has a fast kernel for that, and for a view with gaps one that is ten times slower.
-    dense = torch.from_numpy(np.ascontiguousarray(cut)).permute(0, 3, 1, 2)
+    dense = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2)
     done: Tensor = functional.resize(dense, [size, size], antialias=True)
     return done
 
