@@ -41,6 +41,7 @@ class Advisor:
             workers=loader.reader.options.workers,
             cores=max(1, len(os.sched_getaffinity(0)) // loader.world_size),
             is_layered=all(source.is_layered or source.is_of_pictures for source in loader.sources),
+            is_on_store=any(source.on_store for source in loader.sources),
         )
         if step == self._told:
             return None
@@ -49,7 +50,14 @@ class Advisor:
 
 
 def advice(
-    spent: Spent, *, wanted_per_second: float, repeats: int, workers: int, cores: int, is_layered: bool
+    spent: Spent,
+    *,
+    wanted_per_second: float,
+    repeats: int,
+    workers: int,
+    cores: int,
+    is_layered: bool,
+    is_on_store: bool = False,
 ) -> tuple[str, str]:
     """What was measured, and what to change.
 
@@ -60,6 +68,7 @@ def advice(
         workers: decoding processes; 0 decodes between the steps.
         cores: processor cores that this process may count on.
         is_layered: every set is layered, or of pictures.
+        is_on_store: a set stands on a store.
     """
     if not spent.samples:
         return (
@@ -71,6 +80,11 @@ def advice(
     needed = max(1, math.ceil(_MARGIN * seconds * wanted_per_second))
     who = f"{workers} workers" if workers else "decoding between the steps"
     facts = f"{who}, {1000 * seconds / repeats:.1f} ms per clip to read and decode, {needed} workers would keep up"
+    if needed <= workers and is_on_store:
+        return facts, (
+            "They are fast enough, so the store is slow: raise --store-cache-gb until the sets fit in, after which they are read once, or draw "
+            "more clips per video (data.repeats)."
+        )
     if needed <= workers:
         return facts, (
             "They are fast enough, so the main process or the link between them is slow: give the run a core of its own, or raise --prefetch."

@@ -34,6 +34,10 @@ def test_the_sentence_names_who_is_slow_and_the_next_step() -> None:
     assert "decoded cache" in said(samples=0)
     foreign = advice(Spent(100, 9.0), wanted_per_second=200, repeats=1, workers=4, cores=4, is_layered=False)
     assert "build the set layered" in foreign[1]
+    stored = advice(
+        Spent(100, 2.0), wanted_per_second=200, repeats=4, workers=6, cores=16, is_layered=True, is_on_store=True
+    )
+    assert "the store is slow: raise --store-cache-gb" in stored[1]
 
 
 def loader(workspace: Path) -> TrainLoader:
