@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stmae_train.config import Recipe
+from stmae_train.convert import Start
 from stmae_train.distributed import start_world
 from stmae_train.errors import ConfigError
-from stmae_train.evaluate import Start, collect, frame_rule
+from stmae_train.evaluate import collect, frame_rule
 from stmae_train.loader import DEFAULT_RANGE_BYTES, ReadOptions, SweepLoader, open_sources
 from stmae_train.runlog import autocast, write_vectors
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stmae_train.checkpoint import load_model, weights_path
-from stmae_train.classifier import Classifier, start_encoder
+from stmae_train.checkpoint import weights_path
+from stmae_train.classifier import Classifier
 from stmae_train.config import DataConfig, ModelConfig, Recipe
 from stmae_train.convert import read_weights
-from stmae_train.distributed import start_world
+from stmae_train.distributed import World, start_world, stop_world
 from stmae_train.errors import CheckpointError
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
@@ -29,7 +28,6 @@ from stmae_train.loader import (
     SweepLoader,
     open_sources,
 )
-from stmae_train.model import MaskedAutoencoder
 from stmae_train.runlog import RunFolder, Stopwatch, autocast, peak_memory_bytes, write_card, write_scores
 from stmae_train.views import FrameRule, center_boxes
 
@@ -37,7 +35,6 @@ __all__ = [
     "METRIC_VERSION",
     "EvaluateRequest",
     "Scores",
-    "Start",
     "collect",
     "evaluate",
     "frame_rule",
@@ -132,7 +129,7 @@ def collect(
         device: where to compute.
 
     Returns:
-        [videos, views * crops, ...] on the CPU.
+        [videos, views * crops, ...] on the CPU; empty where the sweep has nothing.
     """
     kept: list[Tensor] = []
     for batch in loader.batches():
@@ -145,7 +142,7 @@ def collect(
             for_crops.append(outputs(batch.clips(model, device=device, boxes=boxes)).cpu())
         merged = torch.stack(for_crops, dim=1)  # [videos * views, crops, ...]
         kept.append(merged.reshape(-1, loader.views * crops, *merged.shape[2:]))
-    return torch.cat(kept)
+    return torch.cat(kept) if kept else torch.empty(0)
 
 
 def score(
@@ -155,28 +152,39 @@ def score(
     *,
     recipe: Recipe,
     views: tuple[int, int],
-    device: torch.device,
+    world: World,
     options: ReadOptions | None = None,
     batch_videos: int = 32,
 ) -> tuple[Scores, SweepLoader]:
-    """Predictions of all labelled videos, soft-max summed over views x crops (SPEC-models B2).
+    """Predictions of all labelled videos, soft-max summed over views x crops (SPEC-models B2); every process does its share, all get the result.
 
     Args:
         logits: clips [B, 3, T, H, W] to [B, C].
         workspace, sources: what to score.
         recipe: model and data settings.
         views: temporal x spatial.
-        device: where to compute.
+        world: this process and its device among those that share the work.
         options: how samples are read.
         batch_videos: videos at a time.
     """
     loader = SweepLoader(
-        workspace, sources, rule=frame_rule(recipe.data), views=views[0], batch_videos=batch_videos, options=options
+        workspace,
+        sources,
+        rule=frame_rule(recipe.data),
+        views=views[0],
+        batch_videos=batch_videos,
+        options=options,
+        share=(world.rank, world.size),
     )
     outputs = collect(
-        lambda clips: logits(clips).float().softmax(dim=-1), loader, recipe.model, crops=views[1], device=device
+        lambda clips: logits(clips).float().softmax(dim=-1), loader, recipe.model, crops=views[1], device=world.device
     )
-    return merge(outputs, loader), loader
+    parts = world.all_of(outputs)
+    together = torch.empty(len(loader), *parts[0].shape[1:])
+    for rank, part in enumerate(parts):
+        if len(part):
+            together[rank :: world.size] = part
+    return merge(together, loader), loader
 
 
 def merge(probabilities: Tensor, loader: SweepLoader) -> Scores:
@@ -223,47 +231,63 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
         SetError, DataMismatch: the set cannot be read or has no labels.
     """
     path = weights_path(request.weights, workspace=request.workspace)
-    device = start_world(request.device).device
     classifier, recipe = load_classifier(path)
     views = request.views or recipe.finetune.views
     settings = {"weights": str(path), "eval_shards": request.eval_shards, "views": list(views)}
-    with RunFolder.open(
-        request.run_dir, command="evaluate", recipe=recipe, seed=request.seed, settings=settings, resume=request.resume
-    ) as run:
-        if run.was_done:
-            return dict(run.read_json("metrics.json"))
-        watch = Stopwatch()
-        sources = open_sources(request.workspace, [request.eval_shards], labelled=True)
-        classifier = classifier.to(device).eval()
-
-        def logits(clips: Tensor) -> Tensor:
-            with autocast(device, recipe.finetune.precision):
-                out: Tensor = classifier(clips)
-            return out
-
-        options = ReadOptions(
-            request.workers,
-            request.cache_bytes,
-            prefetch=request.prefetch,
-            store_cache_bytes=request.store_cache_bytes,
-            pins_memory=device.type == "cuda",
-        )
-        found, loader = score(
-            logits, request.workspace, sources, recipe=recipe, views=views, device=device, options=options
-        )
-        run.write_data([source.entry("eval") for source in sources])
-        clips = len(loader) * views[0] * views[1]
-        facts = {"kind": "evaluate", "views": list(views), "weights": str(path)}
-        return write_results(
-            run,
-            found,
-            facts=facts,
+    watch = Stopwatch()
+    world = start_world(request.device)
+    try:
+        if not world.is_main:
+            if not world.any(0):
+                _scored(request, classifier, recipe, views, world)
+            return {}
+        with RunFolder.open(
+            request.run_dir,
+            command="evaluate",
             recipe=recipe,
-            device=device,
-            watch=watch,
-            clips=clips,
-            bytes_read=loader.reader.bytes_read,
-        )
+            seed=request.seed,
+            settings=settings,
+            resume=request.resume,
+        ) as run:
+            if world.any(int(run.was_done)):
+                return dict(run.read_json("metrics.json"))
+            found, loader, bytes_read = _scored(request, classifier, recipe, views, world)
+            run.write_data([source.entry("eval") for source in loader.sources])
+            return write_results(
+                run,
+                found,
+                facts={"kind": "evaluate", "views": list(views), "weights": str(path)},
+                recipe=recipe,
+                device=world.device,
+                watch=watch,
+                clips=len(loader) * views[0] * views[1],
+                bytes_read=bytes_read,
+            )
+    finally:
+        stop_world(world)
+
+
+def _scored(
+    request: EvaluateRequest, classifier: Classifier, recipe: Recipe, views: tuple[int, int], world: World
+) -> tuple[Scores, SweepLoader, int]:
+    """Scores, what was swept, and the bytes that all processes read."""
+    sources = open_sources(request.workspace, [request.eval_shards], labelled=True)
+    classifier = classifier.to(world.device).eval()
+
+    def logits(clips: Tensor) -> Tensor:
+        with autocast(world.device, recipe.finetune.precision):
+            out: Tensor = classifier(clips)
+        return out
+
+    options = ReadOptions(
+        request.workers,
+        request.cache_bytes,
+        prefetch=request.prefetch,
+        store_cache_bytes=request.store_cache_bytes,
+        pins_memory=world.device.type == "cuda",
+    )
+    found, loader = score(logits, request.workspace, sources, recipe=recipe, views=views, world=world, options=options)
+    return found, loader, int(world.total(loader.reader.bytes_read)[0])
 
 
 def load_classifier(path: Path) -> tuple[Classifier, Recipe]:
@@ -347,58 +371,3 @@ def write_results(
         ],
     )
     return metrics
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a task starts from: weights or nothing, the recipe to go on with, and what to write down about it."""
-
-    recipe: Recipe
-    tensors: dict[str, Tensor] | None
-    facts: dict[str, Any]
-    seed: int
-
-    @staticmethod
-    def of(init: str, *, workspace: Path, recipe: Recipe, seed: int) -> Start:
-        """Read a weights file of any known layout (`convert.read_weights`), a run's weights, or nothing for `random`.
-
-        The model and its clips are those of the weights: no task has a second default for them (SPEC-models D3).
-
-        Raises:
-            CheckpointError: nothing stands there, or it cannot be read.
-            ModelError: weights of another codebase whose heads, eps, target or tokens are in doubt.
-        """
-        if init == "random":
-            return Start(recipe, None, {"name": "random", "sha256": None, "data": {}}, seed)
-        path = weights_path(init, workspace=workspace)
-        weights = read_weights(path, base=recipe)
-        data = json.loads(weights.metadata.get("data", "{}"))
-        # The digests of what pre-training read travel with every score, for the leak guard.
-        facts = {"name": init, "sha256": _sha256(path), "data": data}
-        if "layout" in weights.metadata:
-            facts |= {"layout": weights.metadata["layout"], "notes": json.loads(weights.metadata["notes"])}
-        model, clips = weights.model, weights.recipe.data
-        if model.input_stride > 1:
-            # Only the pre-training target had the frames between: the encoder sees every other one.
-            clips = replace(clips, num_frames=model.num_frames, frame_stride=clips.frame_stride * model.input_stride)
-            model = replace(model, target_frames="all")
-        return Start(replace(recipe, model=model, data=clips), weights.tensors, facts, seed)
-
-    def autoencoder(self) -> MaskedAutoencoder:
-        """The model whose encoder is frozen; without weights, as the seed makes it. A decoder that the weights lack stays random."""
-        model = MaskedAutoencoder(self.recipe.model, seed=self.seed)
-        if self.tensors is None:
-            return model
-        state = model.state_dict()
-        if {name: each.shape for name, each in self.tensors.items()} == {
-            name: each.shape for name, each in state.items()
-        }:
-            load_model(model, self.tensors, where=str(self.facts["name"]))
-        else:
-            start_encoder(model.encoder, self.tensors)
-        return model
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 from stmae_train.checkpoint import StepLoop, Trainee, save_weights
 from stmae_train.classifier import Classifier
 from stmae_train.config import Recipe
+from stmae_train.convert import Start
 from stmae_train.distributed import Sharding, World, start_world, stop_world
 from stmae_train.errors import ConfigError
-from stmae_train.evaluate import Start, frame_rule, load_classifier, score, write_results
+from stmae_train.evaluate import Scores, frame_rule, load_classifier, score, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
     DEFAULT_RANGE_BYTES,
@@ -85,7 +86,7 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
     world = start_world(request.device)
     try:
         if not world.is_main:
-            return _Finetuning(request, start, world, None).go(watch)
+            return {} if world.any(0) else _Finetuning(request, start, world, None).go(watch)
         settings = {
             "train_shards": list(request.train_shards),
             "eval_shards": request.eval_shards,
@@ -99,7 +100,7 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
             settings=settings,
             resume=request.resume,
         ) as run:
-            if run.was_done:
+            if world.any(int(run.was_done)):  # all of them must know
                 return dict(run.read_json("metrics.json"))
             return _Finetuning(request, start, world, run).go(watch)
     finally:
@@ -244,28 +245,12 @@ class _Finetuning:
         )
 
     def _end(self) -> dict[str, Any]:
-        """Save the weights, score the test set with what was saved, and write down what came out."""
+        """Save the weights, score the test set with what was saved, each process its share, and write down what came out."""
         cost, tensors, mean = self.loop.cost(), self.trainee.tensors(), self.trainee.mean_tensors()
-        metrics = {} if self.run is None else self._tested(self.run, cost, tensors, mean)
+        if self.run is not None:
+            self._save(self.run, tensors, mean)
         self.world.wait()
-        return metrics
-
-    def _tested(
-        self, run: RunFolder, cost: dict[str, Any], tensors: dict[str, Tensor], mean: dict[str, Tensor] | None
-    ) -> dict[str, Any]:
-        facts = {
-            "kind": "finetune",
-            "num_classes": self.num_classes,
-            "init": self.request.init,
-            "data": self.loop.digests(),
-            "seed": self.request.seed,
-        }
-        path = run.path / "weights.safetensors"
-        save_weights(path, tensors, recipe=self.recipe, facts=facts)
-        if mean is not None:
-            path = run.path / "weights-ema.safetensors"
-            save_weights(path, mean, recipe=self.recipe, facts={**facts, "ema_decay": self.config.ema_decay})
-        run.facts["execution"] = self.trainee.facts()
+        path = self.request.run_dir / ("weights-ema.safetensors" if self.config.ema_decay else "weights.safetensors")
         classifier = load_classifier(path)[0].to(self.world.device).eval()
         before = self.loop.meter.watch.cpu_seconds, self.loop.meter.watch.seconds
 
@@ -280,15 +265,36 @@ class _Finetuning:
             self.test,
             recipe=self.recipe,
             views=self.config.views,
-            device=self.world.device,
+            world=self.world,
             options=replace(self.options, skip_damaged=0),  # a score is of every test video or of none
         )
-        cost["bytes_read"] += tested.reader.bytes_read
-        cost["cpu_seconds"] = round(cost["cpu_seconds"] + self.loop.meter.watch.cpu_seconds - before[0], 3)
-        tested_seconds = self.loop.meter.watch.seconds - before[1]
-        cost["seconds"] = round(cost["seconds"] + tested_seconds, 3)
+        watch = self.loop.meter.watch
+        bytes_read, cpu_seconds = self.world.total(tested.reader.bytes_read, watch.cpu_seconds - before[0])
+        if self.run is None:
+            return {}
+        seconds = watch.seconds - before[1]
+        cost["bytes_read"] += int(bytes_read)
+        cost["cpu_seconds"] = round(cost["cpu_seconds"] + cpu_seconds, 3)
+        cost["seconds"] = round(cost["seconds"] + seconds, 3)
         if self.world.device.type == "cuda":
-            cost["gpu_seconds"] = round(cost["gpu_seconds"] + tested_seconds * self.world.size, 3)
+            cost["gpu_seconds"] = round(cost["gpu_seconds"] + seconds * self.world.size, 3)
+        return self._write(self.run, scores, cost, weights=path.name)
+
+    def _save(self, run: RunFolder, tensors: dict[str, Tensor], mean: dict[str, Tensor] | None) -> None:
+        facts = {
+            "kind": "finetune",
+            "num_classes": self.num_classes,
+            "init": self.request.init,
+            "data": self.loop.digests(),
+            "seed": self.request.seed,
+        }
+        save_weights(run.path / "weights.safetensors", tensors, recipe=self.recipe, facts=facts)
+        if mean is not None:
+            facts["ema_decay"] = self.config.ema_decay
+            save_weights(run.path / "weights-ema.safetensors", mean, recipe=self.recipe, facts=facts)
+        run.facts["execution"] = self.trainee.facts()
+
+    def _write(self, run: RunFolder, scores: Scores, cost: dict[str, Any], *, weights: str) -> dict[str, Any]:
         run.write_json("skipped.json", self.loader.reader.skipped)
         return write_results(
             run,
@@ -297,7 +303,7 @@ class _Finetuning:
                 "kind": "finetune",
                 "init": self.request.init,
                 "views": list(self.config.views),
-                "weights": path.name,
+                "weights": weights,
                 "train_videos": self.loader.mix.epoch_videos,
             },
             recipe=self.recipe,

@@ -32,7 +32,7 @@ from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import parameter_groups
 from stmae_train.pictures import PictureRequest, draw, shown_ratios, shows_pixels
-from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, train_flops, write_card
+from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, read_records, train_flops, write_card
 from stmae_train.schedule import learning_rate
 from stmae_train.targets import Teacher, fit_pca, pixel_vectors, read_teacher
 from stmae_train.views import FrameRule
@@ -123,9 +123,9 @@ def pretrain(request: PretrainRequest, *, watch: Callable[[StepRecord], None] | 
     try:
         run = _open_run(request) if world.is_main else None
         if run is None:
-            return _Training(request, world, None).go(watch)
+            return _finished(request.run_dir) if world.any(0) else _Training(request, world, None).go(watch)
         with run:
-            return _finished(run) if run.was_done else _Training(request, world, run).go(watch)
+            return _finished(run.path) if world.any(int(run.was_done)) else _Training(request, world, run).go(watch)
     finally:
         stop_world(world)
 
@@ -165,13 +165,13 @@ def _total_clips(request: PretrainRequest) -> int:
     return request.clips if request.clips is not None else request.recipe.optim.total_clips
 
 
-def _finished(run: RunFolder) -> RunResult:
+def _finished(folder: Path) -> RunResult:
     """The result of a run that had already ended well."""
-    cost = run.read_json("cost.json")
-    last = list(run.records())[-1:]
+    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
+    last = list(read_records(folder))[-1:]
     return RunResult(
-        weights=run.path / "weights.safetensors",
-        run_dir=run.path,
+        weights=folder / "weights.safetensors",
+        run_dir=folder,
         clips_seen=cost["clips"],
         steps=cost["steps"],
         loss=last[0]["loss"] if last else None,

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from stmae_train.checkpoint import save_tensors
 from stmae_train.classifier import AttentiveProbe, LinearProbe
 from stmae_train.config import ProbeConfig, Recipe, to_toml
-from stmae_train.distributed import start_world
+from stmae_train.convert import Start
+from stmae_train.distributed import World, start_world
 from stmae_train.errors import ConfigError, TrainingStopped
-from stmae_train.evaluate import Start, collect, frame_rule, score, write_results
+from stmae_train.evaluate import collect, frame_rule, score, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
     DEFAULT_RANGE_BYTES,
@@ -141,7 +142,7 @@ class _Probing:
             self.test,
             recipe=self.recipe,
             views=views,
-            device=self.device,
+            world=World(0, 1, self.device),  # heads are small: one process trains and tests them
             options=self.options,
         )
         return write_results(

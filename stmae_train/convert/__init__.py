@@ -5,13 +5,14 @@ from stmae_train.convert.inflate import INFLATIONS, deflate, encoder_of, inflate
 from stmae_train.convert.inspection import inspect_weights
 from stmae_train.convert.layouts import LINEAGES, plain_names, recognise, to_upstream
 from stmae_train.convert.read import is_ours, read_weights
-from stmae_train.convert.start import start_model
+from stmae_train.convert.start import Start, start_model
 from stmae_train.convert.write import FORMATS, write_weights
 
 __all__ = [
     "FORMATS",
     "INFLATIONS",
     "LINEAGES",
+    "Start",
     "deflate",
     "encoder_of",
     "inflate",

@@ -23,7 +23,7 @@ from stmae_train.errors import CheckpointError, ModelError
 from stmae_train.model import Encoder, from_upstream, outline
 from stmae_train.recipes import names, recipe
 
-__all__ = ["OURS", "RECIPE_KEY", "is_ours", "read_weights"]
+__all__ = ["OURS", "RECIPE_KEY", "is_ours", "read_weights", "sha256_of"]
 
 OURS = "stmae"
 RECIPE_KEY = "stmae_recipe"
@@ -87,7 +87,7 @@ def read_weights(path: Path, *, base: Recipe | None = None, asked: Mapping[str, 
         "layout": layout,
         "data": "{}",
         "converted_from": path.name,
-        "converted_sha256": _sha256(path),
+        "converted_sha256": sha256_of(path),
         "notes": json.dumps([*facts.notes, *notes, *_warnings(layout, upstream, opened)]),
     }
     if kind == "finetune":
@@ -181,7 +181,12 @@ def _recipe(config: ModelConfig, base: Recipe | None, *, pooling: str | None, na
     return found if pooling is None else override_values(found, {"finetune.pooling": pooling})
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """sha256 of a weights file.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

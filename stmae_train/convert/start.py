@@ -1,18 +1,22 @@
-"""Starting pre-training from weights: what must be the same, and what may differ."""
+"""Starting from weights: what must be the same, and what may differ."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from stmae_train.checkpoint import Weights, load_model, weights_path
 from stmae_train.classifier import start_encoder
-from stmae_train.convert.read import read_weights
+from stmae_train.config import Recipe
+from stmae_train.convert.read import read_weights, sha256_of
 from stmae_train.errors import ModelError
 from stmae_train.model import MaskedAutoencoder
 
-__all__ = ["start_model"]
+__all__ = ["Start", "start_model"]
 
 # What changes the meaning of an encoder's weights without changing a shape, or changes shapes.
 ENCODER = [
@@ -96,3 +100,53 @@ def _check(model: MaskedAutoencoder, weights: Weights, names: list[str], *, wher
 
 def _text(value: object) -> str:
     return "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a task starts from: weights or nothing, the recipe to go on with, and what to write down about it."""
+
+    recipe: Recipe
+    tensors: dict[str, Tensor] | None
+    facts: dict[str, Any]
+    seed: int
+
+    @staticmethod
+    def of(init: str, *, workspace: Path, recipe: Recipe, seed: int) -> Start:
+        """Read a weights file of any known layout (`convert.read_weights`), a run's weights, or nothing for `random`.
+
+        The model and its clips are those of the weights: no task has a second default for them (SPEC-models D3).
+
+        Raises:
+            CheckpointError: nothing stands there, or it cannot be read.
+            ModelError: weights of another codebase whose heads, eps, target or tokens are in doubt.
+        """
+        if init == "random":
+            return Start(recipe, None, {"name": "random", "sha256": None, "data": {}}, seed)
+        path = weights_path(init, workspace=workspace)
+        weights = read_weights(path, base=recipe)
+        data = json.loads(weights.metadata.get("data", "{}"))
+        # The digests of what pre-training read travel with every score, for the leak guard.
+        facts = {"name": init, "sha256": sha256_of(path), "data": data}
+        if "layout" in weights.metadata:
+            facts |= {"layout": weights.metadata["layout"], "notes": json.loads(weights.metadata["notes"])}
+        model, clips = weights.model, weights.recipe.data
+        if model.input_stride > 1:
+            # Only the pre-training target had the frames between: the encoder sees every other one.
+            clips = replace(clips, num_frames=model.num_frames, frame_stride=clips.frame_stride * model.input_stride)
+            model = replace(model, target_frames="all")
+        return Start(replace(recipe, model=model, data=clips), weights.tensors, facts, seed)
+
+    def autoencoder(self) -> MaskedAutoencoder:
+        """The model whose encoder is frozen; without weights, as the seed makes it. A decoder that the weights lack stays random."""
+        model = MaskedAutoencoder(self.recipe.model, seed=self.seed)
+        if self.tensors is None:
+            return model
+        state = model.state_dict()
+        if {name: each.shape for name, each in self.tensors.items()} == {
+            name: each.shape for name, each in state.items()
+        }:
+            load_model(model, self.tensors, where=str(self.facts["name"]))
+        else:
+            start_encoder(model.encoder, self.tensors)
+        return model

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,14 @@ class World:
         shared = torch.tensor(flag, device=self.device)
         torch.distributed.all_reduce(shared, op=torch.distributed.ReduceOp.MAX)
         return int(shared)
+
+    def all_of(self, value: Tensor) -> list[Tensor]:
+        """The value of every process, by rank, on the CPU; shapes may differ."""
+        if self.size == 1:
+            return [value.cpu()]
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, value.cpu())
+        return found
 
     def wait(self) -> None:
         """Wait until every process is here."""

@@ -117,7 +117,8 @@ class SweepLoader:
     """Every sample once, in stored order, with `views` clips each.
 
     With a crop rule the clips are random draws keyed by (seed, position * views + view); without one they are the test views:
-    evenly spaced starts and the central test crop (others by `center_boxes`).
+    evenly spaced starts and the central test crop (others by `center_boxes`). Of `share` (k, n) processes, this one sweeps the samples
+    k, k + n, k + 2n, …
     """
 
     def __init__(
@@ -131,8 +132,10 @@ class SweepLoader:
         seed: int = 0,
         batch_videos: int = 64,
         options: ReadOptions | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.sources, self.rule, self.views, self.crop, self.seed = sources, rule, views, crop, seed
+        self.share = share
         self.batch_videos = batch_videos
         self.sets = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
         self.positions = np.concatenate([np.arange(len(source)) for source in sources])
@@ -146,8 +149,9 @@ class SweepLoader:
         return self.reader.batches(self._plans, self.crop, seed=self.seed)
 
     def _plans(self) -> Iterator[BatchPlan]:
-        for first in range(0, len(self), self.batch_videos):
-            videos = np.arange(first, min(first + self.batch_videos, len(self)))
+        mine = np.arange(self.share[0], len(self), self.share[1])
+        for first in range(0, len(mine), self.batch_videos):
+            videos = mine[first : first + self.batch_videos]
             numbers = (videos[:, None] * self.views + np.arange(self.views)).reshape(-1)
             starts = uniforms(self.seed, numbers, count=1, stream=START_STREAM).reshape(-1, self.views)
             frames = [self._frames(int(video), starts[place]) for place, video in enumerate(videos)]

@@ -1,7 +1,7 @@
 """The run folder: who writes it, what it read, what happened, what it cost (FORMATS.md, "A run on disk")."""
 
 from stmae_train.runlog.costs import Flops, forward_flops, train_flops
-from stmae_train.runlog.folder import RunFolder, commit, runs_status
+from stmae_train.runlog.folder import RunFolder, commit, read_records, runs_status
 from stmae_train.runlog.meter import Meter, StepRecord, StopSignals, Stopwatch, peak_memory_bytes
 from stmae_train.runlog.pages import (
     SCORE_COLUMNS,
@@ -38,6 +38,7 @@ __all__ = [
     "forward_flops",
     "peak_flops",
     "peak_memory_bytes",
+    "read_records",
     "runs_status",
     "train_flops",
     "update_weights",

@@ -19,7 +19,7 @@ from stmae_train.config import Recipe, from_toml, to_toml
 from stmae_train.errors import ConfigError, RunBusy, RunInterrupted
 from stmae_train.runlog.meter import StepRecord
 
-__all__ = ["RunFolder", "commit", "runs_status"]
+__all__ = ["RunFolder", "commit", "read_records", "runs_status"]
 
 SCHEMA_VERSION = 1
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "av", "safetensors", "duckdb")
@@ -153,10 +153,7 @@ class RunFolder:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Records of `log.jsonl`; a torn last line is left out."""
-        path = self.path / "log.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            with contextlib.suppress(json.JSONDecodeError):
-                yield json.loads(line)
+        return read_records(self.path)
 
     def forget_after(self, step: int) -> None:
         """Drop log records past `step`: a resumed run writes them again."""
@@ -198,3 +195,11 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def read_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Records of the `log.jsonl` of a run, oldest first; a torn last line is left out."""
+    path = folder / "log.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)

@@ -15,10 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from stmae_data.files import read_table
 from stmae_train.checkpoint import load_weights
 from stmae_train.config import Recipe, override, to_toml
 from stmae_train.distributed import World, start_world
 from stmae_train.errors import RunInterrupted
+from stmae_train.evaluate import EvaluateRequest, evaluate
 from stmae_train.finetune import FinetuneRequest, finetune
 from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.runlog import StepRecord
@@ -54,6 +56,19 @@ TUNE = (
     .replace('("tiny",)', '("tiny",), "tiny:val"')
     .replace(", pictures=0", "")
 )
+
+
+# Testing what was fine-tuned, each process its share of the videos.
+TEST = """
+import json, os, sys, torch
+from pathlib import Path
+from stmae_train.evaluate import EvaluateRequest, evaluate
+torch.set_num_threads(1)
+workspace, weights, runs, ports = json.loads(sys.argv[1])
+for (folder, _, _), port in zip(runs, ports):
+    os.environ["MASTER_PORT"] = str(port)
+    evaluate(EvaluateRequest(Path(workspace), weights, "tiny:val", Path(folder), device="cpu", resume=True))
+"""
 
 
 def free_ports(count: int) -> list[int]:
@@ -122,6 +137,7 @@ def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_fr
         stopped_alone(replace(request, run_dir=tmp_path / name), 4)
     runs = [("ddp", "ddp", 0), ("fsdp", "fsdp", 0), ("one-then-ddp", "ddp", 0), ("one-then-fsdp", "fsdp", 0)]
     runs += [("fsdp-then-one", "fsdp", 6), ("fsdp-then-fsdp", "fsdp", 5), ("fsdp-then-fsdp", "fsdp", 0)]
+    runs += [("ddp", "ddp", 0)]  # done already, which both processes have to know
     run_in_two(small_world, tmp_path / "recipe.toml", [(tmp_path / name, how, stop) for name, how, stop in runs])
     state = json.loads((tmp_path / "fsdp-then-one/checkpoints/step-000000006/state.json").read_text())
     assert state["world_size"] == 2
@@ -169,8 +185,14 @@ def test_shared_or_sharded_the_classifier_is_that_of_one_process_and_a_stopped_r
         small_world, "random", ("tiny",), "tiny:val", recipe, one, log_every=1, checkpoint_every=2, device="cpu"
     )
     straight = finetune(request)
-    planned = [(ddp, "ddp", 0), (fsdp, "fsdp", 0), (again, "fsdp", 3), (elsewhere, "fsdp", 3)]
+    # The last of them is done when it is asked for again, and both processes have to know.
+    planned = [(ddp, "ddp", 0), (fsdp, "fsdp", 0), (again, "fsdp", 3), (elsewhere, "fsdp", 3), (ddp, "ddp", 0)]
     run_in_two(small_world, tmp_path / "recipe.toml", planned, script=TUNE)
+    tested = [runs / "tested-by-two", runs / "tested-by-one"]
+    run_in_two(small_world, ddp, 2 * [(tested[0], "", 0)], script=TEST)
+    evaluate(EvaluateRequest(small_world, str(ddp), "tiny:val", tested[1], device="cpu"))
+    by_two, by_one, at_the_end = (read_table(folder / "scores.parquet") for folder in (*tested, ddp))
+    assert by_two == by_one and [row["clip_id"] for row in at_the_end] == [row["clip_id"] for row in by_one]
     finetune(replace(request, run_dir=elsewhere, resume=True))
     command = ["-m", "stmae_cli.train", "finetune", "--init", "random", "--shards", "tiny", "--eval-shards", "tiny:val"]
     command += ["--recipe", str(tmp_path / "recipe.toml"), "--checkpoint-every", "2", "--out", again.name, "--resume"]

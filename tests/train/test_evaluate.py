@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stmae_train.checkpoint import save_weights
 from stmae_train.config import Recipe
+from stmae_train.distributed import World
 from stmae_train.errors import CheckpointError
 from stmae_train.evaluate import EvaluateRequest, Scores, evaluate, score
 from stmae_train.loader import open_sources
@@ -40,8 +41,10 @@ def test_soft_maxes_of_views_and_crops_are_summed(small_world: Path, small_recip
         return clips.flatten(1) @ weight.T
 
     sources = open_sources(small_world, ["tiny:val"])
-    cpu = torch.device("cpu")
-    scores, loader = score(logits, small_world, sources, recipe=small_recipe, views=(2, 3), device=cpu, batch_videos=12)
+    alone = World(0, 1, torch.device("cpu"))
+    scores, loader = score(
+        logits, small_world, sources, recipe=small_recipe, views=(2, 3), world=alone, batch_videos=12
+    )
     assert len(loader) == 12 and [len(each) for each in seen] == [24, 24, 24]  # a crop at a time, 12 videos x 2 views
     stacked = torch.stack([logits(each).softmax(dim=-1) for each in seen[:3]])  # [crops, videos * views, C]
     wanted = stacked.view(3, 12, 2, 4).double().mean(dim=(0, 2))
