@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from stmae_data.build import BuildRequest, build
-from stmae_data.encode import Encoding, ffmpeg_executable, ffmpeg_version
+from stmae_data.encode import Encoding, ffmpeg_executable, ffmpeg_version, steady_asm
 from stmae_data.encode.graph import _X264, STORED_FPS
 from stmae_data.manifest import Manifest, load_manifest
 
@@ -58,7 +58,7 @@ def bare(clips: list[Path], out: Path, *, side: int, workers: int) -> float:
     out.mkdir()
     picture = f"fps={STORED_FPS},scale=-2:{side}:flags=bicubic+accurate_rnd+bitexact,format=yuv420p"
     coding = ["-c:v", "libx264", "-preset", "medium", "-crf", "23", "-threads", "1"]
-    coding += ["-x264-params", _X264["layered"]["x264-params"], "-movflags", "+faststart", "-an"]
+    coding += ["-x264-params", _X264["layered"]["x264-params"] + steady_asm(), "-movflags", "+faststart", "-an"]
 
     def one(path: Path) -> None:
         command = [ffmpeg_executable(), "-nostdin", "-v", "error", "-threads", "1", "-i", str(path)]
