@@ -104,7 +104,7 @@ def find_not_comparable(connection: Any, policy: Policy, *, pools: Sequence[int]
                          FROM frame WHERE clip IN (SELECT clip FROM clips WHERE 2 * usable < {wanted})),
                  filled AS (SELECT clip, max(steps) AS usable FROM (SELECT clip, view, sum(steps) FILTER (is_usable) AS steps FROM few GROUP BY ALL) GROUP BY clip)
             SELECT number, CASE
-                       WHEN clips.clip IS NULL THEN 'no frame hashes of {ALGORITHM}'
+                       WHEN clips.clip IS NULL THEN 'no frame hashes of {ALGORITHM}; stmae-data fingerprint makes them'
                        WHEN is_picture THEN 'a picture of quality below {policy.picture_quality}'
                        WHEN length < {wanted} THEN 'shorter than {policy.min_stretch_ms / 1000:g} s'
                        ELSE 'hardly a frame of quality {policy.min_quality} or more' END
