@@ -34,15 +34,15 @@ __all__ = ["FingerprintReport", "fingerprint_set", "fingerprint_shard"]
 
 _SIDE: Final = 64
 _PER_SECOND: Final = 8
-_NOTHING: Final = np.zeros((1, _SIDE, _SIDE), np.uint8)
-"""A black picture, whose hash has quality 0: the mark of a clip that was looked at and compares with nothing."""
+_NOTHING: Final = np.zeros((2, _SIDE, _SIDE), np.uint8)
+"""Black from beginning to end, of quality 0: the mark of a clip that was looked at and compares with nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class FingerprintReport:
     """What stands now: `num_made` clips were hashed in `num_shards` shards, `num_kept` had fingerprints of the present algorithm.
 
-    `undecodable` names clips of this run that were stored undecoded and do not decode: they got one hash of quality 0, which compares
+    `undecodable` names clips of this run that were stored undecoded and do not decode: they got hashes of quality 0, which compare
     with nothing.
     """
 
@@ -152,7 +152,7 @@ def fingerprint_shard(task: Mapping[str, Any], tick: Tick) -> dict[str, Any]:
         {"name", "made", "undecodable": ids of clips stored undecoded that do not decode}.
     """
     folder, name = Path(task["folder"]), str(task["name"])
-    query = """SELECT clip_id, media_kind, media_offset, media_bytes, stored_sha256, stored_fps, stored_num_frames, flags FROM book
+    query = """SELECT clip_id, media_kind, media_offset, media_bytes, stored_sha256, stored_fps, stored_num_frames, stored_seconds, flags FROM book
                WHERE outcome = 'written' ORDER BY ordinal"""
     standing = _standing(fingerprint_path(folder, name))
     clips: list[tuple[str, Fingerprints]] = []
@@ -174,7 +174,7 @@ def fingerprint_shard(task: Mapping[str, Any], tick: Tick) -> dict[str, Any]:
                         raise SetError(
                             f"{where} does not decode ({rejected}); verify the set, then build it again."
                         ) from rejected
-                    prints = fingerprint_clip(_NOTHING, np.zeros(1, np.int64))
+                    prints = fingerprint_clip(_NOTHING, np.array([0, round(1000 * (row["stored_seconds"] or 0))]))
                     undecodable.append(row["clip_id"])
                 made += 1
                 tick(1)

@@ -239,7 +239,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
     try:
         if not world.is_main:
             if not world.any(0):
-                _scored(request, classifier, recipe, views, world)
+                _scored(request, classifier, recipe, views, world, watch)
             return {}
         with RunFolder.open(
             request.run_dir,
@@ -251,7 +251,7 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
         ) as run:
             if world.any(int(run.was_done)):
                 return dict(run.read_json("metrics.json"))
-            found, loader, bytes_read = _scored(request, classifier, recipe, views, world)
+            found, loader, bytes_read, cpu_seconds = _scored(request, classifier, recipe, views, world, watch)
             run.write_data([source.entry("eval") for source in loader.sources])
             return write_results(
                 run,
@@ -262,15 +262,24 @@ def evaluate(request: EvaluateRequest) -> dict[str, Any]:
                 watch=watch,
                 clips=len(loader) * views[0] * views[1],
                 bytes_read=bytes_read,
+                cost={
+                    "cpu_seconds": round(cpu_seconds, 3),
+                    "gpu_seconds": round(watch.seconds * world.size, 3) if world.device.type == "cuda" else 0.0,
+                },
             )
     finally:
         stop_world(world)
 
 
 def _scored(
-    request: EvaluateRequest, classifier: Classifier, recipe: Recipe, views: tuple[int, int], world: World
-) -> tuple[Scores, SweepLoader, int]:
-    """Scores, what was swept, and the bytes that all processes read."""
+    request: EvaluateRequest,
+    classifier: Classifier,
+    recipe: Recipe,
+    views: tuple[int, int],
+    world: World,
+    watch: Stopwatch,
+) -> tuple[Scores, SweepLoader, int, float]:
+    """Scores, what was swept, and the bytes and processor seconds of all processes."""
     sources = open_sources(request.workspace, [request.eval_shards], labelled=True)
     classifier = classifier.to(world.device).eval()
 
@@ -287,7 +296,8 @@ def _scored(
         pins_memory=world.device.type == "cuda",
     )
     found, loader = score(logits, request.workspace, sources, recipe=recipe, views=views, world=world, options=options)
-    return found, loader, int(world.total(loader.reader.bytes_read)[0])
+    bytes_read, cpu_seconds = world.total(loader.reader.bytes_read, watch.cpu_seconds)
+    return found, loader, int(bytes_read), cpu_seconds
 
 
 def load_classifier(path: Path) -> tuple[Classifier, Recipe]:
@@ -336,7 +346,7 @@ def write_results(
         watch: of the whole run.
         clips: that went through the encoder.
         bytes_read: from shards.
-        cost: of a training that came before and knows better.
+        cost: where it is known better: of a training that came before, of several processes.
         lines: what else the card says.
     """
     metrics = {"schema_version": 1, **scores.metrics(), **facts}

@@ -104,7 +104,10 @@ def build(
         splits=tuple(split or ()),
         classes=tuple(classes or ()),
         limit=limit,
-        encoding=None if encode is probe is None else Encoding(encode or "layered", side_px, probe or "full"),
+        # `--probe full` alone asks for nothing else than the manifest does.
+        encoding=Encoding(encode or "layered", side_px, probe or "full")
+        if encode is not None or probe not in (None, "full")
+        else None,
         seed=seed,
         workers=workers,
         engine=engine,

@@ -52,12 +52,6 @@ def keep_clip(
     """
     check_span(span, encoding)
     finished = reader.call(descriptor)
-    if finished.kind in {
-        "crash",
-        "oom",
-        "timeout",
-    }:  # an earlier file may have worn the child out: once more in a fresh one
-        finished = reader.call(descriptor)
     if finished.kind != "ok":
         raise ClipRejected(*media.reason_of(finished))
     if "reason" in finished.value:

@@ -22,6 +22,7 @@ from stmae_data import limits
 from stmae_data.errors import ClipRejected, Reason
 from stmae_data.limits import Finished, Limits
 from stmae_data.media import POLICY, read_all
+from stmae_data.media.reasons import limit_reason, without_addresses
 from stmae_data.media.sniff import sniff
 
 __all__ = ["JPEG_QUALITY", "Picture", "read_picture"]
@@ -98,14 +99,8 @@ def _call(descriptor: int, stored: int, luma: int, short_side_px: int) -> Finish
 
 def _reason_of(finished: Finished) -> tuple[Reason, str]:
     """The reason that a child's failed end stands for; a decoder may raise anything on hostile bytes."""
-    match finished.kind:
-        case "timeout":
-            return Reason.TIMEOUT, "decoding took longer than its limit"
-        case "oom":
-            return Reason.OOM, "decoding wanted more memory than its limit"
-        case "crash":
-            return Reason.DECODER_CRASH, f"the decoder died of signal {-finished.returncode}"
-    return Reason.INTERNAL_ERROR, finished.errors.strip()[-200:] or f"ended with {finished.returncode}"
+    said = without_addresses(finished.errors).strip()[-200:] or f"ended with {finished.returncode}"
+    return limit_reason(finished) or (Reason.INTERNAL_ERROR, said)
 
 
 def _read_in_child(descriptor: int, stored: int, luma: int, short_side_px: int) -> dict[str, Any]:

@@ -7,14 +7,11 @@ import re
 from stmae_data.errors import Reason
 from stmae_data.limits import Finished
 
-__all__ = ["reason_of"]
+__all__ = ["limit_reason", "reason_of", "without_addresses"]
 
 
-def reason_of(finished: Finished) -> tuple[Reason, str]:
-    """The reason, and a short detail, that a child's failed end stands for."""
-    told = _ADDRESS.sub("", finished.errors)  # places in the decoder's memory are others in every run; ledgers are not
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
-    detail = lines[-1][:200] if lines else f"ended with {finished.returncode}"
+def limit_reason(finished: Finished) -> tuple[Reason, str] | None:
+    """The reason, and a short detail, of a child that met its limits or crashed; None for any other end."""
     match finished.kind:
         case "timeout":
             return Reason.TIMEOUT, "decoding took longer than its limit"
@@ -22,6 +19,20 @@ def reason_of(finished: Finished) -> tuple[Reason, str]:
             return Reason.OOM, "decoding wanted more memory than its limit"
         case "crash":
             return Reason.DECODER_CRASH, f"the decoder died of signal {-finished.returncode}"
+    return None
+
+
+def without_addresses(text: str) -> str:
+    """Without places in the decoder's memory, which are others in every run; ledgers are not."""
+    return _ADDRESS.sub("", text)
+
+
+def reason_of(finished: Finished) -> tuple[Reason, str]:
+    """The reason, and a short detail, that a child's failed end stands for."""
+    if (met := limit_reason(finished)) is not None:
+        return met
+    lines = [line.strip() for line in without_addresses(finished.errors).splitlines() if line.strip()]
+    detail = lines[-1][:200] if lines else f"ended with {finished.returncode}"
     text = finished.errors.lower()
     for reason, marks in _COMPLAINTS:
         if any(mark in text for mark in marks):
@@ -29,7 +40,7 @@ def reason_of(finished: Finished) -> tuple[Reason, str]:
     return Reason.INTERNAL_ERROR, detail
 
 
-_ADDRESS = re.compile(r" @ 0x[0-9a-f]+")
+_ADDRESS = re.compile(r" (?:@|at) 0x[0-9a-f]+")
 
 _COMPLAINTS: tuple[tuple[Reason, tuple[str, ...]], ...] = (
     (Reason.BOMB, ("picture size", "invalid dimensions", "max_pixels", "image area")),

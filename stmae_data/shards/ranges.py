@@ -55,13 +55,14 @@ class RangeCache:
     folder: Path
     limit_bytes: int = DEFAULT_RANGE_BYTES
 
-    def pin(self, sha256: str, size: int, bring: Callable[[], bytes]) -> Pin:
+    def pin(self, sha256: str, size: int, bring: Callable[[], bytes], *, is_checked: bool = False) -> Pin:
         """Hold the file of these bytes, brought first where it is missing or damaged.
 
         Args:
             sha256: of the bytes.
             size: of the bytes.
             bring: fetches them; what it brings is checked.
+            is_checked: the bytes that stand here have been hashed before and need not be again.
 
         Raises:
             SetError: other bytes came.
@@ -72,7 +73,7 @@ class RangeCache:
         while True:
             held = _held(path)
             if held is not None:
-                if hashlib.sha256(held.read()).hexdigest() == sha256:
+                if is_checked or hashlib.sha256(held.read()).hexdigest() == sha256:
                     return held
                 held.close()
                 path.unlink(missing_ok=True)
@@ -249,15 +250,15 @@ class StoreReader:
     cache: RangeCache
     _stores: dict[int, Store] = field(default_factory=dict, repr=False)
 
-    def pin(self, name: str, offset: int, size: int, sha256: str) -> Pin:
-        """Hold the bytes [offset, offset + size) of a shard.
+    def pin(self, name: str, offset: int, size: int, sha256: str, *, is_checked: bool = False) -> Pin:
+        """Hold the bytes [offset, offset + size) of a shard; `is_checked` as for `RangeCache.pin`.
 
         Raises:
             SetError: the store holds other bytes there than the set's books say.
             StorageError: it does not answer, three times over; or the disk is full.
         """
         try:
-            return self.cache.pin(sha256, size, lambda: self._bring(name, offset, size))
+            return self.cache.pin(sha256, size, lambda: self._bring(name, offset, size), is_checked=is_checked)
         except SetError as error:
             raise SetError(
                 f"{self.url}/{name} holds other bytes at {offset} than its ledger says ({error}); verify the set."

@@ -109,12 +109,20 @@ class ClipSource:
         return data
 
     def pin(self, row: int) -> Pin | None:
-        """Bring the sample here where its shard stands on a store, and hold it; raises as `media`."""
+        """Bring the sample here where its shard stands on a store, check its first bytes, and hold it; raises as `media`."""
         index, shard = self.index, int(self.index.shard[row])
         if self.store is None or shard not in self.on_store:
             return None
         offset, size = int(index.media_offset[row]), int(index.media_bytes[row])
-        return self.store.pin(index.shard_paths[shard].name, offset, size, str(index.stored_sha256[row]))
+        name, sha256 = index.shard_paths[shard].name, str(index.stored_sha256[row])
+        pin = self.store.pin(name, offset, size, sha256, is_checked=row in self._checked)
+        self._checked.add(row)
+        return pin
+
+    def trust(self, row: int) -> None:
+        """A sample of a store that another process has checked and holds needs no second check in this one."""
+        if int(self.index.shard[row]) in self.on_store:
+            self._checked.add(row)
 
     def keep_at_most(self, limit_bytes: int) -> None:
         """Bound what stands on this disk of shards on a store."""

@@ -233,6 +233,7 @@ def _serve(
         allow_cpu_seconds(cpu_seconds)
         started = time.perf_counter()
         job = Job(source, row, np.array(clips, dtype=np.int64), problem)
+        sources[source].trust(row)  # the parent holds it: `Ahead`
         try:
             answer = _decode(sources, job)
         except MemoryError:

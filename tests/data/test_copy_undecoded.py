@@ -92,7 +92,7 @@ def test_hashes_come_later_and_name_what_does_not_decode(undecoded: Path, raw: P
         for name in ("kept", "full")
     ]
     assert tables[0] == tables[1] and tables[0]
-    assert list(dedup(undecoded, ["kept"], dry_run=True).not_comparable) == [broken]
+    assert dedup(undecoded, ["kept"], dry_run=True).not_comparable == {broken: "hardly a frame of quality 50 or more"}
 
 
 def test_a_set_that_stands_keeps_its_probe_level(undecoded: Path, raw: Path) -> None:
@@ -134,7 +134,7 @@ def test_the_index_of_real_files_tells_what_decoding_tells(shared_dir: Path) -> 
         if full.source.num_decode_errors or {"frame_order_timing", "partial"} & set(full.flags):
             continue
         assert here.stored.stored_num_frames == full.stored.stored_num_frames, path.name
-        assert here.stored.stored_seconds == pytest.approx(full.stored.stored_seconds, abs=0.11), path.name
+        assert here.stored.stored_seconds == pytest.approx(full.stored.stored_seconds, abs=0.034), path.name
         assert here.source.video_codec == full.source.video_codec and here.media == full.media
         compared += 1
     assert compared >= 40
