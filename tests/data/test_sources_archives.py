@@ -174,7 +174,11 @@ def test_archive_cut_between_members_is_noted(tmp_path: Path) -> None:
     assert listing.notes == ["part_7.tar has no end: members behind its last one may be lost; fetch it again."]
 
 
-@pytest.mark.parametrize("data", [b"", b"no tar at all" * 100, gzip.compress(b"no tar"), b"\x1f\x8b broken"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no tar at all" * 100, gzip.compress(b"no tar"), b"\x1f\x8b broken"],
+    ids=["empty", "no tar", "gzip of no tar", "broken gzip"],
+)
 def test_file_that_is_no_tar_is_one_sentence(tmp_path: Path, data: bytes) -> None:
     write(tmp_path / "part_7.tar.gz", data)
     with pytest.raises(SourceError, match=r"part_7\.tar\.gz cannot be read as a tar, plain or gzip .*; fetch it again"):
