@@ -9,20 +9,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from stmae_data import files
-from stmae_data.catalog import locked_select
 from stmae_data.errors import SelectionError, UsageError
 from stmae_data.records import SCHEMA_VERSION, SetRef, plan_key
+from stmae_data.select.candidates import (
+    Candidate,
+    candidates,
+    first_of_each,
+    labels_of,
+    meeting,
+    selection_exists,
+    synonyms_of,
+)
 from stmae_data.select.diverse import METHOD, Embedding, farthest_first, find_embedding, read_vectors
 from stmae_data.select.names import class_named
 from stmae_data.select.profile import apportion
-from stmae_data.shards import ShardSet, open_set
+from stmae_data.shards import open_set
 
 __all__ = [
     "SELECTION_COLUMNS",
@@ -59,15 +67,6 @@ class NamedClip:
     label: str
     by: str
     own_label: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    clip_id: str
-    seconds: float
-    label: str | None
-    tags: tuple[str, ...]
-    title: str
 
 
 def make_selection(
@@ -133,11 +132,11 @@ def make_selection(
             "like": None if like is None else str(like),
         },
         "parents": [{"name": each.name, "version": each.version, "digest": each.digest} for each in sets.values()],
-        "synonyms": (_synonyms(sets[hashtags_of]) or None) if hashtags_of is not None else None,
+        "synonyms": (synonyms_of(sets[hashtags_of]) or None) if hashtags_of is not None else None,
         "selections": {
             ref.selection: files.read_json(workspace / "selections" / f"{ref.selection}.json")["digest"]
             for ref in (source, minus, like)
-            if ref is not None and _selection_exists(workspace, ref)
+            if ref is not None and selection_exists(workspace, ref)
         },
     }
     vectors = find_embedding(found, embedding) if is_diverse else None
@@ -152,20 +151,24 @@ def make_selection(
     standing = _standing(path, description)
     if standing is not None:
         return standing
-    clips = _candidates(workspace, found, source)
+    clips = candidates(workspace, found, source)
     if where is not None:
-        clips = _where(workspace, found, where, clips)
+        clips = meeting(workspace, found, where, clips)
     if hashtags_of is not None:
-        names = class_named(_labels(sets[hashtags_of]), _synonyms(sets[hashtags_of]))
-        clips = [_relabelled(clip, named[0]) for clip in clips if (named := names(clip.tags, clip.title)) is not None]
+        names = class_named(labels_of(sets[hashtags_of]), synonyms_of(sets[hashtags_of]))
+        clips = [
+            dataclasses.replace(clip, label=named[0])
+            for clip in clips
+            if (named := names(clip.tags, clip.title)) is not None
+        ]
     if minus is not None:
         unwanted = selected_clips(workspace, minus)
         clips = [clip for clip in clips if clip.clip_id not in unwanted]
     clips.sort(key=lambda clip: (plan_key(seed, clip.clip_id), clip.clip_id))
     if per_class is not None:
-        clips = _first_of_each(clips, lambda clip: clip.label, lambda _: per_class)
+        clips = first_of_each(clips, lambda clip: clip.label, lambda _: per_class)
     if like is not None:
-        clips = _alike(clips, _candidates(workspace, sets[like.set_name], like), samples, name=name)
+        clips = _alike(clips, candidates(workspace, sets[like.set_name], like), samples, name=name)
     if vectors is not None:
         samples, share = (samples, share) if share is None else (round(share * len(clips)), None)
         clips = _diverse(clips, vectors, samples=samples, hours=hours, max_cosine=max_cosine)
@@ -183,7 +186,7 @@ def selected_clips(workspace: Path, reference: SetRef) -> frozenset[str]:
     """
     return frozenset(
         clip.clip_id
-        for clip in _candidates(workspace, open_set(workspace, reference.set_name, books_only=True), reference)
+        for clip in candidates(workspace, open_set(workspace, reference.set_name, books_only=True), reference)
     )
 
 
@@ -200,12 +203,12 @@ def named_sample(workspace: Path, name: str, *, count: int) -> tuple[NamedClip, 
     if said["hashtags_of"] is None:
         raise SelectionError(f"Selection {name} was not made by hashtags; make one: stmae-data select --hashtags-of.")
     source = SetRef.parse(said["from"])
-    clips = _candidates(
+    clips = candidates(
         workspace, open_set(workspace, source.set_name, books_only=True), dataclasses.replace(source, selection=name)
     )
     by_id = {clip.clip_id: clip for clip in clips}
     named_by = open_set(workspace, said["hashtags_of"], books_only=True)
-    names = class_named(_labels(named_by), _synonyms(named_by))
+    names = class_named(labels_of(named_by), synonyms_of(named_by))
     rows = files.read_table(path.with_suffix(".parquet"), "SELECT clip_id FROM book ORDER BY ordinal LIMIT ?", [count])
     found = []
     for clip in (by_id[row["clip_id"]] for row in rows):
@@ -246,16 +249,6 @@ def _check_diverse(
         raise UsageError(f"--max-cosine {max_cosine:g} is no cosine to stop at; wanted a number above 0, at most 1.")
 
 
-def _selection_exists(workspace: Path, reference: SetRef) -> bool:
-    if reference.selection is None:
-        return False
-    if not (workspace / "selections" / f"{reference.selection}.json").is_file():
-        raise SelectionError(
-            f"There is no selection {reference.selection!r} in {workspace}; make it: stmae-data select {reference.selection} --from {reference.set_name}"
-        )
-    return True
-
-
 def _standing(path: Path, description: Mapping[str, Any]) -> Selection | None:
     """The selection of this name, where it was made by the same choice from the same data.
 
@@ -274,77 +267,13 @@ def _standing(path: Path, description: Mapping[str, Any]) -> Selection | None:
     return Selection(path.stem, str(said["digest"]), int(said["num_clips"]), float(said["seconds"]), path)
 
 
-def _candidates(workspace: Path, found: ShardSet, reference: SetRef) -> list[_Candidate]:
-    """The written clips a reference names, by clip id."""
-    query = """SELECT clip_id, coalesce(stored_seconds, 0) AS seconds, coalesce(title, '') AS title,
-                      [a.label_raw FOR a IN annotations IF a.label_raw IS NOT NULL][1] AS label, [t.tag FOR t IN tags] AS tags
-               FROM book WHERE outcome = 'written' ORDER BY clip_id"""
-    rows = files.read_table(found.ledgers(reference.split), query)
-    if _selection_exists(workspace, reference):
-        book = workspace / "selections" / f"{reference.selection}.parquet"
-        said = {parent["name"]: parent["digest"] for parent in files.read_json(book.with_suffix(".json"))["parents"]}
-        if said.get(found.name) != found.digest:
-            raise SelectionError(
-                f"Selection {reference.selection} was made from another state of {found.name} (digest {str(said.get(found.name))[:12]}, "
-                f"now {found.digest[:12]}); make it again under a new name: stmae-data select."
-            )
-        chosen = {row["clip_id"] for row in files.read_table(book)}
-        rows = [row for row in rows if row["clip_id"] in chosen]
-    return [
-        _Candidate(
-            row["clip_id"], row["seconds"], row["label"], tuple(tag for tag in row["tags"] or () if tag), row["title"]
-        )
-        for row in rows
-    ]
-
-
-def _where(workspace: Path, found: ShardSet, where: str, clips: Sequence[_Candidate]) -> list[_Candidate]:
-    """Clips that meet the condition. Whatever the text returns, only clips of the source can be chosen."""
-    # On lines of its own, so that a comment at its end closes nothing of ours.
-    answer = locked_select(workspace, f"SELECT clip_id FROM written WHERE (\n{where}\n)", sets=[found.name])
-    chosen = {row[0] for row in answer.rows}
-    return [clip for clip in clips if clip.clip_id in chosen]
-
-
-def _synonyms(found: ShardSet) -> dict[str, str]:
-    """Other spellings of the set's labels, from the manifests it was made of."""
-    sources = files.read_json(found.folder / "meta" / "set.json").get("sources", [])
-    return {old: new for source in sources for old, new in source.get("synonyms", {}).items()}
-
-
-def _labels(found: ShardSet) -> list[str]:
-    query = "SELECT DISTINCT unnest([a.label_raw FOR a IN annotations IF a.label_raw IS NOT NULL]) AS label FROM book ORDER BY ALL"
-    labels = [row["label"] for row in files.read_table(found.ledgers(), query)]
-    if not labels:
-        raise SelectionError(f"Set {found.name} has no class names to match hashtags with; name a labelled set.")
-    return labels
-
-
-def _relabelled(clip: _Candidate, label: str) -> _Candidate:
-    return _Candidate(clip.clip_id, clip.seconds, label, clip.tags, clip.title)
-
-
-def _first_of_each(
-    clips: Sequence[_Candidate], key: Callable[[_Candidate], Any], most: Callable[[Any], int]
-) -> list[_Candidate]:
-    """The first clips of each key, in order; a clip whose key is None is left out."""
-    taken: dict[Any, int] = defaultdict(int)
-    kept = []
-    for clip in clips:
-        kind = key(clip)
-        if kind is not None and taken[kind] < most(kind):
-            taken[kind] += 1
-            kept.append(clip)
-    return kept
-
-
 def _alike(
-    clips: Sequence[_Candidate], model: Sequence[_Candidate], samples: int | None, *, name: str
-) -> list[_Candidate]:
+    clips: Sequence[Candidate], model: Sequence[Candidate], samples: int | None, *, name: str
+) -> list[Candidate]:
     """As many clips as fit the model's proportions of labels (or, without labels, of whole seconds), at most `samples`."""
     has_labels = any(clip.label is not None for clip in model)
 
-    def kind(clip: _Candidate) -> Any:
+    def kind(clip: Candidate) -> Any:
         return clip.label if has_labels else round(clip.seconds)
 
     wanted, there = (Counter(each for each in map(kind, side) if each is not None) for side in (model, clips))
@@ -354,19 +283,19 @@ def _alike(
             f"Selection {name} would be empty: no clip has a {'class' if has_labels else 'length'} of the model; "
             "labels can come from --hashtags-of in the same command."
         )
-    return _first_of_each(clips, kind, lambda each: most.get(each, 0))
+    return first_of_each(clips, kind, lambda each: most.get(each, 0))
 
 
 def _diverse(
-    clips: Sequence[_Candidate],
+    clips: Sequence[Candidate],
     embedding: Embedding,
     *,
     samples: int | None,
     hours: float | None,
     max_cosine: float | None,
-) -> list[_Candidate]:
+) -> list[Candidate]:
     """As many clips as are wanted, each the one least like those before it."""
-    kept: list[_Candidate] = []
+    kept: list[Candidate] = []
     seconds = 0.0
     if not clips or (samples is not None and samples > len(clips)):
         return list(clips)  # too few, as is told at once
@@ -379,8 +308,8 @@ def _diverse(
 
 
 def _beginning(
-    clips: Sequence[_Candidate], *, samples: int | None, share: float | None, hours: float | None, name: str
-) -> list[_Candidate]:
+    clips: Sequence[Candidate], *, samples: int | None, share: float | None, hours: float | None, name: str
+) -> list[Candidate]:
     """The first clips of the order, as much as is asked for."""
     if share is not None:
         return list(clips[: round(share * len(clips))])
@@ -390,7 +319,7 @@ def _beginning(
         return list(clips[:samples])
     if hours is None:
         return list(clips)
-    kept: list[_Candidate] = []
+    kept: list[Candidate] = []
     seconds = 0.0
     for clip in clips:
         if seconds >= hours * 3600:
@@ -402,7 +331,7 @@ def _beginning(
     return kept
 
 
-def _commit(path: Path, clips: Sequence[_Candidate], description: Mapping[str, Any]) -> Selection:
+def _commit(path: Path, clips: Sequence[Candidate], description: Mapping[str, Any]) -> Selection:
     parents = "".join(f"{parent['name']} {parent['digest']}\n" for parent in description["parents"])
     listed = "".join(f"{clip.clip_id}\n" for clip in clips)
     digest = hashlib.sha256((parents + "\n" + listed).encode()).hexdigest()

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -61,6 +63,24 @@ def same(ours: Sequence[Batch], theirs: Sequence[Batch]) -> bool:
         a.clip_ids == b.clip_ids and torch.equal(a.planes, b.planes) and (a.numbers == b.numbers).all()
         for a, b in zip(ours, theirs, strict=True)
     )
+
+
+def test_a_sample_is_hashed_once_in_the_process_that_brings_it(
+    stored: tuple[Path, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[int] = []
+
+    def counted(data: bytes) -> Any:
+        hashed.append(len(data))
+        return hashlib.sha256(data)
+
+    (source,) = open_sources(stored[0], ["tiny"])
+    wanted = [source.media(row) for row in (0, 1)]
+    monkeypatch.setattr("stmae_data.shards.ranges.hashlib", SimpleNamespace(sha256=counted))
+    assert [source.media(row) for row in (0, 1)] == wanted and not hashed
+    (worker,) = open_sources(stored[0], ["tiny"])
+    worker.trust(0)  # as a decoding process does, whose parent holds the sample
+    assert [worker.media(row) for row in (0, 1)] == wanted and hashed == [len(wanted[1])]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
