@@ -75,8 +75,9 @@ class RangeCache:
             if held is not None:
                 if is_checked or hashlib.sha256(held.read()).hexdigest() == sha256:
                     return held
+                if _stands(path, held.descriptor):  # nobody else has brought it anew
+                    path.unlink(missing_ok=True)
                 held.close()
-                path.unlink(missing_ok=True)
             with _growing(part) as descriptor:
                 if descriptor is None:
                     continue  # somebody else has brought it
@@ -109,8 +110,9 @@ class RangeCache:
             raise
 
     def used_bytes(self) -> int:
-        """Bytes of all files, those on their way included."""
-        return sum(size for _, size, _ in self._files())
+        """Bytes of all files, those on their way included, at one moment: nothing is added or made room for while they are counted."""
+        with self._accounts():
+            return self._counted()
 
     def _reserve(self, size: int, part: Path, descriptor: int) -> None:
         """Take room for `size` bytes, at once and on the disk, and make it where there is none."""
@@ -141,7 +143,7 @@ class RangeCache:
             def write(taken: int) -> None:
                 os.pwrite(descriptor, b"%031d\n" % taken, 0)
 
-            yield (int(text) if text.strip().isdigit() else self.used_bytes()), write
+            yield (int(text) if text.strip().isdigit() else self._counted()), write
         finally:
             _unlock(descriptor)
 
@@ -153,12 +155,18 @@ class RangeCache:
         found = sorted(self._files())
         taken = sum(each for _, each, _ in found)
         goal = min(self.limit_bytes - size, int(self.limit_bytes * _KEPT_SHARE))
+        has_moved = False
         for _, each, path in found:
             if taken <= goal:
                 break
             if _removed(path):
                 taken -= each
-        return taken
+            else:
+                has_moved |= not path.exists()  # it came under its final name since it was counted
+        return self._make_room(size) if has_moved and taken > self.limit_bytes - size else taken
+
+    def _counted(self) -> int:
+        return sum(size for _, size, _ in self._files())
 
     def _files(self) -> Iterator[tuple[int, int, Path]]:
         """(time of the last use, bytes, path) of every file, once each though they move: first the place that they come from."""
@@ -220,13 +228,13 @@ def _locked(descriptor: int) -> bool:
 
 
 def _removed(path: Path) -> bool:
-    """Remove a file unless somebody holds it."""
+    """Remove a file unless somebody holds it; whether that was done."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return True
+        return False
     try:
-        if _locked(descriptor):
+        if _locked(descriptor) and _stands(path, descriptor):
             path.unlink(missing_ok=True)
             return True
         return False

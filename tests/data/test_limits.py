@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import socket
@@ -104,11 +105,16 @@ def test_a_called_function_may_open_files_however_many_its_parent_has_open(tmp_p
             os.close(descriptor)
 
 
+def crash() -> None:
+    faulthandler.disable()  # or the pages it writes would hide what the tests print
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 def test_a_called_function_gives_back_its_value_or_its_error() -> None:
     assert call(lambda x: {"double": 2 * x}, 21, limits=Limits()).value == {"double": 42}
     ended = call(lambda: 1 / 0, limits=Limits())
     assert (ended.kind, ended.errors) == ("error", "ZeroDivisionError: division by zero")
-    assert call(lambda: os.kill(os.getpid(), signal.SIGSEGV), limits=Limits()).kind == "crash"
+    assert call(crash, limits=Limits()).kind == "crash"
     assert call(lambda: time.sleep(60), limits=SMALL).kind == "timeout"
     assert call(lambda: len(bytearray(3 << 30)), limits=Limits()).kind == "oom"
 
@@ -122,7 +128,7 @@ def look(descriptor: int) -> str:
     MET.append(text)
     match text:
         case "crash":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            crash()
         case "spin":
             while True:
                 pass

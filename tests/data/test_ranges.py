@@ -96,6 +96,30 @@ def test_a_full_disk_ends_in_one_sentence_and_leaves_nothing(
         assert read(cache, number) == content(number)
 
 
+def test_what_comes_into_its_place_while_files_are_counted_is_not_taken_for_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = RangeCache(tmp_path, 2 * len(content(0)))
+    held = [pin(cache, number) for number in (0, 1)]
+    place, on_its_way = tmp_path / sha(1)[:2] / sha(1), tmp_path / "parts" / sha(1)
+    place.rename(on_its_way)
+    counted = RangeCache._files
+
+    def files_before_it_came(self: RangeCache) -> list[tuple[int, int, Path]]:
+        found = list(counted(self))
+        if on_its_way.exists():
+            on_its_way.rename(place)
+        return found
+
+    monkeypatch.setattr(RangeCache, "_files", files_before_it_came)
+    with pytest.raises(StorageError, match="are in use"):
+        pin(cache, 2)
+    assert cache.used_bytes() == cache.limit_bytes
+    held[1].close()
+    assert read(cache, 2) == content(2) and cache.used_bytes() == cache.limit_bytes
+    held[0].close()
+
+
 READ = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
