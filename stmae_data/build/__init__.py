@@ -145,6 +145,7 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
         except BaseException:
             _sweep(folder)  # the workers are dead by now; what was committed stays, what was half-written goes
             raise
+        _sweep(folder)  # of a worker that died, whose task another one did
         report = seal_build(
             folder, plan, name=request.set_name, manifest=request.manifest, settings=settings, encoding=encoding
         )
