@@ -178,10 +178,23 @@ def _build_share(
         with step():
             left = [name for name in plan.shards if not ledger_path(folder, name).exists()]
             if not left:
+                # Copies that were waited for and came; codes to retry are named to one command, never to a job.
+                if plan.waiting and plan_retry(
+                    folder,
+                    plan,
+                    listing=_list(request),
+                    reasons=(),
+                    manifest=request.manifest,
+                    workers=request.workers,
+                    progress=progress,
+                ):
+                    internal_errors += _retry(folder, plan, request, None, progress)
+                    plan = load_plan(folder) or plan
                 _sweep(folder)
                 report = seal_build(
                     folder, plan, name=request.set_name, manifest=request.manifest, settings=settings, encoding=encoding
                 )
+                end_retry(folder)
                 return _report(folder, request, report, started, internal_errors)
     counts = count_outcomes([ledger_path(folder, name) for name in share])
     seconds = time.monotonic() - started

@@ -95,11 +95,24 @@ def test_both_sides_of_the_annotations_stand_in_the_report(
     assert report.counts["reasons"] == {"not_media": 1}
     books = files.read_table(workspace / "sets" / "tiny" / "meta" / "reconciliation.parquet")
     train = [row for row in books if row["split"] == "train"]
-    assert [sum(row[key] for row in train) for key in ("annotated", "present", "missing")] == [8, 7, 1]
+    assert [sum(row[key] for row in train) for key in ("annotated", "present", "missing", "failed")] == [8, 7, 1, 1]
     page = render_report(workspace, "tiny").read_text()
     cells = re.search(r"<th scope=\"row\">train</th>((?:<td>[^<]*</td>)+)", page[page.index("Annotated and found") :])
     assert cells is not None and re.findall(r"<td>([^<]*)</td>", cells[1]) == ["8", "7", "1", "0", "0", "1"]
     assert "Classes that lost most" in page
+
+
+def test_classes_built_one_after_another_are_all_counted(workspace: Path, kinetics_tree: Path) -> None:
+    for label in ("zumba", "air drumming"):
+        build_tiny(workspace, kinetics_tree, classes=(label,))
+    books = files.read_table(workspace / "sets" / "tiny" / "meta" / "reconciliation.parquet")
+    lines = [(row["split"], row["label"], row["annotated"], row["missing"]) for row in books]
+    assert sorted(lines) == [
+        ("train", "air drumming", 3, 0),
+        ("train", "zumba", 2, 0),
+        ("val", "air drumming", 2, 0),
+        ("val", "zumba", 1, 0),
+    ]
 
 
 def test_two_workers_give_the_same_bytes(clean: tuple[Path, BuildReport], workspace: Path, kinetics_tree: Path) -> None:
