@@ -62,7 +62,7 @@ def rows_for(
         listing = reader(manifest, roots=places, annotations=annotations, splits=splits, classes=classes)
     else:
         _refuse(manifest, "--annotations", annotations)
-        fetched = [root for root in places if listed.fetched_books(root)]
+        fetched = [root for root in places if listed.is_fetched(root)]
         if len(fetched) < len(places):
             _refuse(manifest, "--classes", classes)
         plain = [root for root in places if root not in fetched]

@@ -122,6 +122,17 @@ def test_links_pipes_and_sockets_are_rows_that_say_so(tmp_path: Path) -> None:
     assert problems["pipe.mp4"] == (Reason.SPECIAL_FILE, "a fifo, not a regular file")
 
 
+def test_what_has_not_come_whole_is_no_row(tmp_path: Path) -> None:
+    for name in ("a.mp4", ".partial/b.part", "raw/.partial/deep/c.mp4", ".partial.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found = listing(tmp_path)
+    assert [source_path(row.source_uri).name for row in found.rows] == [".partial.mp4", "a.mp4"]
+    assert found.skipped == {"unfinished": 2}
+    assert len(listing(tmp_path / ".partial").rows) == 1, "a folder that is named itself is read"
+
+
 def test_deep_folders_are_walked(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["d"] * 300)
     deep.mkdir(parents=True)
