@@ -127,16 +127,17 @@ def source_path(uri: str) -> Path:
     return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
 
 
-def walk(roots: Iterable[Path], *, skipped: Counter[str]) -> Iterator[Entry]:
+def walk(roots: Iterable[Path], *, skipped: Counter[str], seen: set[bytes] | None = None) -> Iterator[Entry]:
     """Everything below the roots that is not a folder, in the byte order of names, each once, nothing followed or opened.
 
     Clutter of other systems (`._*`, `.DS_Store`, …) is counted as hidden and not returned; files below a folder `.partial`, where
-    `fetch` keeps what has not come whole, are counted as unfinished and not returned either.
+    `fetch` keeps what has not come whole, are counted as unfinished and not returned either. `seen` are paths not to return again, for walks
+    that together read each file once.
 
     Raises:
         SourceError: a root is missing or a folder cannot be listed.
     """
-    seen: set[bytes] = set()
+    seen = set() if seen is None else seen
     for root in roots:
         if not root.exists():
             raise SourceError(f"There is no {root}; give the folder that holds the files with --from.")

@@ -232,7 +232,13 @@ def booked(path: Path, *names: str) -> None:
     """The table of a fetch in which these films came whole."""
     urls = [f"http://example.org/{name}.mp4" for name in names]
     ends = [
-        {"row_number": 1, "url": url, "url_key": fetched_name(url)[:32], "status": "fetched", "file": fetched_name(url)}
+        {
+            "row_number": 1,
+            "url": url,
+            "url_key": fetched_name(url)[:32],
+            "status": "fetched",
+            "file": f"files/{fetched_name(url)}",
+        }
         for url in urls
     ]
     files.commit_table(path, ends, {**dict.fromkeys(ends[0], "VARCHAR"), "row_number": "BIGINT"}, point="test")
@@ -275,3 +281,13 @@ def test_half_a_copy_is_never_the_copy(tmp_path: Path) -> None:
     found = rows_for(manifest(tmp_path), roots=[root], annotations=[rows])
     assert source_path(found.rows[0].source_uri).parent.name == "files"
     assert found.skipped["unfinished"] == 2
+
+
+def test_fetched_file_below_another_root_is_one_row(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    name = fetched_name("http://example.org/a.mp4")
+    video(root / "files" / name)
+    booked(root / "fetched.parquet", "a")
+    for roots in ([root, root], [root / "files", root], [root, root / "files" / name]):
+        found = rows_for(load_manifest("web"), roots=roots)
+        assert [row.web.get("url") for row in found.rows] == ["http://example.org/a.mp4"]

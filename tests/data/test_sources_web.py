@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,32 @@ def test_deep_folders_are_walked(tmp_path: Path) -> None:
     deep.mkdir(parents=True)
     (deep / "a.mp4").write_bytes(b"x")
     assert len(listing(tmp_path).rows) == 1
+
+
+def test_file_below_several_roots_is_one_row(tmp_path: Path) -> None:
+    inner = tmp_path / "clips" / "inner"
+    inner.mkdir(parents=True)
+    for path in (tmp_path / "clips" / "a.mp4", inner / "b.mp4"):
+        path.write_bytes(b"x")
+    (inner / "b.info.json").write_text('{"title": "told"}')
+    (tmp_path / "other").symlink_to(tmp_path / "clips")
+    roots = [tmp_path / "clips", inner, inner / "b.mp4", tmp_path / "other", tmp_path / "clips"]
+    for order in (roots, roots[::-1]):
+        found = rows_for(load_manifest("web"), roots=order)
+        assert [source_path(row.source_uri).name for row in found.rows] == ["a.mp4", "b.mp4"]
+        assert found.rows[1].web["title"] == "told", "a file that is named itself keeps its sidecar"
+
+
+def test_archive_named_beside_its_folder_is_opened(tmp_path: Path) -> None:
+    archive = tmp_path / "clips" / "more.tar"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo("c.mp4")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    for order in ([archive.parent, archive], [archive, archive.parent]):
+        (row,) = rows_for(load_manifest("web"), roots=order).rows
+        assert row.source_member == "c.mp4"
 
 
 def test_sidecars_are_told_from_clips_by_their_neighbours(tmp_path: Path) -> None:
