@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stmae_train.checkpoint import Weights, save_tensors, save_weights
-from stmae_train.config import ModelConfig, to_toml
+from stmae_train.config import ModelConfig, Recipe, to_toml
 from stmae_train.convert.facts import PUBLISHED_EPS, TRANSFORMERS_LAST_EPS
 from stmae_train.convert.inflate import deflate
 from stmae_train.convert.read import RECIPE_KEY
@@ -78,9 +79,10 @@ def write_weights(weights: Weights, target: Path, *, form: str, source: Path | N
         save_tensors(target, _published(weights), {**_facts(weights), RECIPE_KEY: to_toml(weights.recipe)})
         return target
     if form == "timm":
-        named, arguments = _timm(weights)
-        facts = {**_facts(weights), RECIPE_KEY: to_toml(weights.recipe), "timm": json.dumps(arguments, sort_keys=True)}
-        save_tensors(target, named, facts)
+        named, arguments, recipe = _timm(weights)
+        kind = "finetune" if "head.weight" in named else "encoder"
+        facts = {**_facts(weights), "kind": kind, "lineage": recipe.model.lineage, RECIPE_KEY: to_toml(recipe)}
+        save_tensors(target, named, facts | {"timm": json.dumps(arguments, sort_keys=True)})
         return target
     if form == "transformers":
         named, settings = _transformers(weights)
@@ -221,8 +223,11 @@ def _settings(weights: Weights, *, is_video: bool, has_decoder: bool, has_head: 
     return found
 
 
-def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Names of `timm.models.VisionTransformer` and the arguments that make one; video encoders are deflated first."""
+def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any], Recipe]:
+    """Names of `timm.models.VisionTransformer`, the arguments that make one, and the recipe of that image model.
+
+    Video encoders are deflated first.
+    """
     if weights.model.num_frames > 1:
         weights = deflate(weights)
     config, tensors = weights.model, weights.tensors
@@ -270,7 +275,12 @@ def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "mean": list(config.mean),
         "std": list(config.std),
     }
-    return named, arguments
+    # timm's names and layout are image MAE's, and so is its norm after the mean; the way back goes by this recipe.
+    image = replace(config, lineage="mae", qkv="fused", qkv_bias="none" if config.qkv_bias == "none" else "all")
+    recipe = replace(weights.recipe, model=image)
+    if averages:
+        recipe = replace(recipe, finetune=replace(recipe.finetune, pooling="mean-fresh-norm"))
+    return named, arguments, recipe
 
 
 def _fused(named: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
