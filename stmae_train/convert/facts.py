@@ -12,7 +12,7 @@ from typing import Any
 
 from stmae_train.config import ModelConfig
 from stmae_train.convert.layouts import LINEAGES
-from stmae_train.convert.shapes import ROWS, VALUES
+from stmae_train.convert.shapes import FRAMES, ROWS, VALUES
 from stmae_train.errors import ModelError
 from stmae_train.recipes import lineage_options
 
@@ -115,8 +115,8 @@ def model_config(
     notes: list[str] = []
     has_decoder = "decoder_width" in seen
     stated = {key: value for key, value in stated.items() if has_decoder or not _of_decoder(key)}
-    lineage, rows, values = LINEAGES[layout], seen.get(ROWS), seen.get(VALUES)
-    seen = {key: value for key, value in seen.items() if key not in (ROWS, VALUES)}
+    lineage, rows, values, frames = LINEAGES[layout], seen.get(ROWS), seen.get(VALUES), seen.get(FRAMES, 1)
+    seen = {key: value for key, value in seen.items() if key not in (ROWS, VALUES, FRAMES)}
     told_target = {**stated, **asked}
     if values is not None and "target" not in told_target:
         raise ModelError(
@@ -147,7 +147,7 @@ def model_config(
         options |= {"decoder_heads": 1, "decoder_width": seen["width"], "decoder_depth": 1, "target_frames": "all"}
     options |= _eps(layout, stated, asked, where, notes)
     options |= _clip(seen, options, {**stated, **asked}, rows, notes)
-    options |= _target_options(seen, stated, asked, options, lineage, notes)
+    options |= _target_options(seen, stated, asked, options, lineage, frames, notes)
     size = SIZES.get((seen["width"], seen["depth"]))
     options["size"] = f"{size}{seen['patch_px']}" if size else "own"
     config = ModelConfig(**options)
@@ -270,16 +270,17 @@ def _target_options(
     asked: Mapping[str, Any],
     options: Mapping[str, Any],
     lineage: str,
+    frames: int,
     notes: list[str],
 ) -> dict[str, Any]:
-    """The target's normalisation, and mae_st's number of target frames."""
+    """The target's normalisation, and mae_st's number of target frames, of which each token predicts `frames`."""
     found: dict[str, Any] = {}
     if (
         options.get("target_frames") == "linspace"
         and "decoder_width" in seen
         and "num_target_frames" not in {**stated, **asked}
     ):
-        found["num_target_frames"] = options["num_frames"] // options["tubelet_frames"]
+        found["num_target_frames"] = frames * options["num_frames"] // options["tubelet_frames"]
     if "decoder_width" in seen and "target" not in {**seen, **stated, **asked}:
         target = "normalized-per-color" if lineage == "videomae" else "normalized-pixels"
         found["target"] = target

@@ -196,7 +196,7 @@ def _recipe(config: ModelConfig, base: Recipe | None, *, pooling: str | None, na
         base = recipe(next((each for each in known if each.endswith(f"-{config.size}")), known[0]))
         base = replace(base, name=name, source=f"Read from {name}; settings beside the model are those of {base.name}.")
     stride = 1 if config.num_frames == 1 else base.data.frame_stride
-    data = replace(base.data, num_frames=config.num_frames, crop_px=config.crop_px, frame_stride=stride)
+    data = replace(base.data, num_frames=config.clip_frames, crop_px=config.crop_px, frame_stride=stride)
     found = replace(base, model=config, data=data)
     return found if pooling is None else override_values(found, {"finetune.pooling": pooling})
 

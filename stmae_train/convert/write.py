@@ -135,10 +135,10 @@ def _transformers(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _check_plain(weights: Weights, *, is_video: bool, has_head: bool) -> None:
-    """Refuse what transformers' model of the lineage cannot compute."""
+    """Refuse what transformers' model of the lineage cannot compute, or would be read back as something else."""
     config, pooling = weights.model, weights.recipe.finetune.pooling
     wrong = ""
-    if is_video and (config.class_token or config.positions != "sincos-1d" or config.decoder_positions != "sincos-1d"):
+    if is_video and (config.class_token or config.positions != "sincos-1d"):
         wrong = f"positions '{config.positions}'{' and a class token' if config.class_token else ''}"
     elif is_video and config.qkv_bias == "all":
         wrong = "biases on keys"
@@ -146,16 +146,44 @@ def _check_plain(weights: Weights, *, is_video: bool, has_head: bool) -> None:
         wrong = f"a last norm of eps {config.end_eps:g}"
     elif not is_video and (not config.class_token or config.positions not in ("sincos-2d", "joint")):
         wrong = f"positions '{config.positions}' or no class token"
-    elif config.decoder_input != "projected" or config.dense_encoder:
-        wrong = "another decoder"
+    elif not is_video and config.qkv_bias == "qv":
+        wrong = "biases on queries and values alone"
+    elif not is_video and "encoder.norm.weight" not in weights.tensors:
+        wrong = "no norm after the encoder"
     elif has_head and pooling not in (("mean-fresh-norm", "norm-first") if is_video else ("norm-first",)):
         wrong = f"pooling '{pooling}'"
-    elif "decoder.head.weight" in weights.tensors and not config.target.endswith(("pixels", "per-color")):
-        wrong = f"target '{config.target}'"
+    elif has_head and _drops_first_token(weights):
+        wrong = "a mean that leaves out the first patch"
+    elif "decoder.head.weight" in weights.tensors:
+        wrong = _wrong_decoder(config, is_video=is_video)
     if wrong:
         raise ModelError(
             f"transformers' {'VideoMAE' if is_video else 'ViTMAE'} has no model with {wrong}; write --to safetensors."
         )
+
+
+def _drops_first_token(weights: Weights) -> bool:
+    """Whether a classifier without a class token loses its first patch (mae_st's habit)."""
+    return weights.metadata.get("drops_first_token") == "true" and not weights.model.class_token
+
+
+def _wrong_decoder(config: ModelConfig, *, is_video: bool) -> str:
+    """What in a decoder transformers has no model for; empty where it has one."""
+    positions = ("sincos-1d",) if is_video else ("sincos-2d", "joint")
+    targets = ("pixels", "normalized-per-color" if is_video else "normalized-pixels")
+    if config.decoder_input != "projected" or config.dense_encoder:
+        return "another decoder"
+    if config.decoder_attention != "self":
+        return f"decoder_attention '{config.decoder_attention}'"
+    if config.decoder_positions not in positions:
+        return f"decoder_positions '{config.decoder_positions}'"
+    if config.class_token and config.decoder_class != "encoder":
+        return f"decoder_class '{config.decoder_class}'"
+    if config.decoder_embed_bias is is_video:
+        return f"decoder_embed_bias {str(config.decoder_embed_bias).lower()}"
+    if not is_video and config.end_eps != config.layer_norm_eps:
+        return f"a last norm of eps {config.end_eps:g}"
+    return "" if config.target in targets else f"target '{config.target}'"
 
 
 def _block(name: str, each: Tensor, *, is_video: bool) -> dict[str, Tensor]:

@@ -125,3 +125,31 @@ def test_an_export_that_its_recipe_does_not_fit_is_refused(weights_of: Any, tmp_
         safetensors.torch.save_file(other, tmp_path / "other.safetensors", metadata)
         with pytest.raises(ModelError, match=sentence):
             read_weights(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("lineage", "options", "sentence"),
+    [
+        ("videomae", {"decoder_attention": "cross"}, "no model with decoder_attention 'cross'"),
+        ("videomae", {"decoder_embed_bias": True}, "decoder_embed_bias true"),
+        ("videomae", {"target": "normalized-pixels"}, "target 'normalized-pixels'"),  # would come back as per-color
+        ("mae", {"decoder_attention": "cross"}, "decoder_attention 'cross'"),
+        ("mae", {"decoder_positions": "separable"}, "decoder_positions 'separable'"),
+        ("mae", {"decoder_class": "own"}, "decoder_class 'own'"),
+        ("mae", {"target": "normalized-per-color"}, "target 'normalized-per-color'"),
+        ("mae", {"encoder_norm": False}, "no norm after the encoder"),
+        ("mae", {"qkv_bias": "qv"}, "biases on queries and values alone"),
+        ("mae", {"last_norm_eps": 1e-5}, "a last norm of eps 1e-05"),
+    ],
+)
+def test_a_model_that_transformers_lacks_is_refused_and_its_encoder_is_not(
+    weights_of: Any, lineage: str, options: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    _, weights = pretrained(weights_of, lineage, **options)
+    with pytest.raises(ModelError, match=f"{sentence}; write --to safetensors"):
+        write_weights(weights, tmp_path / "whole", form="transformers")
+    assert not (tmp_path / "whole").exists()
+    if any(name.startswith(("decoder", "target", "last")) for name in options):
+        alone = encoder_of(weights)
+        found = read_weights(write_weights(alone, tmp_path / "encoder", form="transformers"))
+        assert all(torch.equal(each, found.tensors[name]) for name, each in alone.tensors.items())
