@@ -164,7 +164,7 @@ class _Finetuning:
             seed=request.seed,
         )
         if start.tensors is not None:
-            self.model.start_from(start.tensors)
+            self.model.start_from(start.tensors, grid=start.grid)
 
         # What is trained, with its optimiser: deeper blocks learn faster than early ones.
         self.trainee = Trainee(
