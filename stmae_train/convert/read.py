@@ -71,12 +71,21 @@ def read_weights(path: Path, *, base: Recipe | None = None, asked: Mapping[str, 
     layout = recognise(tensors, where=path.name)
     upstream = to_upstream(tensors, layout)
     seen = seen_options(upstream, layout)
-    stated = stated_options(layout, args=opened.args, settings=opened.settings)
-    wanted = {key.removeprefix("model."): value for key, value in asked.items() if key.startswith("model.")}
+    stated = stated_options(layout, args=opened.args, settings=opened.settings, preprocessing=opened.preprocessing)
+    wanted = {
+        key.removeprefix("model."): tuple(value) if isinstance(value, list) else value
+        for key, value in asked.items()
+        if key.startswith("model.")
+    }
     facts = model_config(layout, seen=seen, stated=stated, asked=wanted, where=path.name)
     num_classes = len(upstream[_head(upstream)]) if _head(upstream) else 0
     kind = "pretrain" if "decoder_width" in seen else "finetune" if num_classes else "encoder"
-    pooling, notes = _pooling(facts.config, upstream) if kind == "finetune" else (None, [])
+    pooling: str | None = None
+    notes: list[str] = []
+    if kind == "finetune":
+        pooling, notes = _pooling(layout, facts.config, upstream, opened.settings)
+        if "finetune.pooling" in asked:
+            pooling, notes = asked["finetune.pooling"], []
     model = _model(kind, facts.config, num_classes=num_classes, pooling=pooling)
     ours = from_upstream(model, facts.config, {name: each.float() for name, each in upstream.items()})
     found = _recipe(facts.config, base, pooling=pooling, name=path.stem)
@@ -155,10 +164,24 @@ def _model(kind: str, config: ModelConfig, *, num_classes: int, pooling: str | N
         return Classifier(config, num_classes, pooling=pooling or "", seed=None)
 
 
-def _pooling(config: ModelConfig, upstream: Mapping[str, Tensor]) -> tuple[str, list[str]]:
-    """How a fine-tuned file pools (SPEC-models A1.13, A2, A3.6)."""
-    if "fc_norm.weight" in upstream:
+def _pooling(
+    layout: str, config: ModelConfig, upstream: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> tuple[str, list[str]]:
+    """How a fine-tuned file pools (SPEC-models A1.13, A2, A3.6), and what was assumed for that."""
+    is_fresh = "fc_norm.weight" in upstream
+    if layout == "timm" and "global_pool" in settings:
+        return _stated_pooling(settings["global_pool"], is_fresh=is_fresh), []
+    if is_fresh:
         return "mean-fresh-norm", []
+    if layout == "timm" and not config.class_token:
+        return "norm-mean", [
+            "Pooling 'norm-mean', as timm's models without a class token have it, for the file does not say."
+        ]
+    if layout == "timm":
+        return "norm-first", [
+            "Pooling 'norm-first', the class token, for the file does not say; a timm model with global_pool='avg' and fc_norm=False needs "
+            "--set finetune.pooling=norm-mean."
+        ]
     if config.lineage in ("mae", "videomae"):
         return "norm-first", []
     if config.lineage == "mae_st":
@@ -168,6 +191,22 @@ def _pooling(config: ModelConfig, upstream: Mapping[str, Tensor]) -> tuple[str, 
             "Pooling 'norm-mean', PySlowFast's default without a class token, for the file does not say."
         ]
     return "mean-norm", ["Pooling 'mean-norm', as released MAE-ST classifiers have it, for the file does not say."]
+
+
+def _stated_pooling(pool: object, *, is_fresh: bool) -> str:
+    """The pooling of timm's `global_pool`.
+
+    Raises:
+        ModelError: a model that pools in another way.
+    """
+    known = {("avg", True): "mean-fresh-norm", ("avg", False): "norm-mean", ("token", False): "norm-first"}
+    found = known.get((str(pool), is_fresh))
+    if found is None:
+        raise ModelError(
+            f"config.json beside the weights says global_pool {pool!r}{' with fc_norm' if is_fresh else ''}, wanted 'avg' or 'token'; a classifier "
+            f"that pools in another way cannot be used here."
+        )
+    return found
 
 
 def _warnings(layout: str, upstream: Mapping[str, Tensor], opened: Opened) -> list[str]:

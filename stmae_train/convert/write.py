@@ -87,8 +87,9 @@ def write_weights(weights: Weights, target: Path, *, form: str, source: Path | N
     if form == "transformers":
         named, settings = _transformers(weights)
         save_tensors(target / "model.safetensors", named)
-        with commit(target / "config.json") as stream:
-            stream.write((json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+        for name, table in (("config.json", settings), ("preprocessor_config.json", _processor(weights.model))):
+            with commit(target / name) as stream:
+                stream.write((json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
         return target / "model.safetensors"
     raise ModelError(f"There is no form '{form}'; choose one of {', '.join(FORMATS)}.")
 
@@ -251,6 +252,27 @@ def _settings(weights: Weights, *, is_video: bool, has_decoder: bool, has_head: 
     return found
 
 
+def _processor(config: ModelConfig) -> dict[str, Any]:
+    """preprocessor_config.json: how pixels enter, which no weight and no config.json tells."""
+    size = {"height": config.crop_px, "width": config.crop_px}
+    found: dict[str, Any] = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": size,
+        "resample": {"bilinear": 2, "bicubic": 3}[config.resize],  # PIL's numbers
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+    }
+    if config.lineage == "videomae":
+        short_side = {"shortest_edge": round(config.crop_px / config.test_crop)}
+        found |= {"image_processor_type": "VideoMAEImageProcessor", "size": short_side}
+        found |= {"do_center_crop": True, "crop_size": size}
+    return found
+
+
 def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any], Recipe]:
     """Names of `timm.models.VisionTransformer`, the arguments that make one, and the recipe of that image model.
 
@@ -259,11 +281,10 @@ def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any], Recipe]:
     if weights.model.num_frames > 1:
         weights = deflate(weights)
     config, tensors = weights.model, weights.tensors
-    pooling = weights.recipe.finetune.pooling
-    if config.positions not in ("joint", "sincos-2d"):
-        raise ModelError(f"timm's ViT has no positions '{config.positions}'; write --to safetensors.")
-    if "head.weight" in tensors and pooling not in ("mean-fresh-norm", "norm-first", "mean-norm"):
-        raise ModelError(f"timm's ViT has no pooling '{pooling}'; write --to safetensors.")
+    pooling = weights.recipe.finetune.pooling if "head.weight" in tensors else ""
+    wrong = _wrong_for_timm(weights)
+    if wrong:
+        raise ModelError(f"timm's ViT has no {wrong}; write --to safetensors.")
     named: dict[str, Tensor] = {}
     for name, each in tensors.items():
         if name.startswith("decoder.") or name == "mask_token":
@@ -281,7 +302,7 @@ def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any], Recipe]:
                 break
     named["patch_embed.proj.weight"] = named["patch_embed.proj.weight"].squeeze(2)
     named = _fused(named, config)
-    averages = "fresh_norm.weight" in tensors or ("head.weight" in tensors and pooling == "mean-norm")
+    averages = pooling.startswith("mean")
     if averages and "norm.weight" in named:  # mae_st pools, then uses the pre-trained norm: timm's fc_norm
         named = {
             name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: each
@@ -296,7 +317,7 @@ def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any], Recipe]:
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias != "none",
         "class_token": config.class_token,
-        "global_pool": "avg" if averages or not config.class_token else "token",
+        "global_pool": "avg" if averages or pooling == "norm-mean" or not config.class_token else "token",
         "fc_norm": averages,
         "num_classes": len(tensors["head.weight"]) if "head.weight" in tensors else 0,
         "norm_eps": config.layer_norm_eps,
@@ -305,10 +326,26 @@ def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any], Recipe]:
     }
     # timm's names and layout are image MAE's, and so is its norm after the mean; the way back goes by this recipe.
     image = replace(config, lineage="mae", qkv="fused", qkv_bias="none" if config.qkv_bias == "none" else "all")
-    recipe = replace(weights.recipe, model=image)
+    recipe = replace(weights.recipe, model=replace(image, last_norm_eps=0.0))
     if averages:
         recipe = replace(recipe, finetune=replace(recipe.finetune, pooling="mean-fresh-norm"))
     return named, arguments, recipe
+
+
+def _wrong_for_timm(weights: Weights) -> str:
+    """What in an image model timm's ViT cannot compute; empty where it can."""
+    config, pooling, has_head = weights.model, weights.recipe.finetune.pooling, "head.weight" in weights.tensors
+    if config.positions not in ("joint", "sincos-2d"):
+        return f"positions '{config.positions}'"
+    if not has_head:
+        return "" if "encoder.norm.weight" in weights.tensors else "encoder without a norm at its end"
+    if pooling == "norm-first" and not config.class_token:
+        return "pooling 'norm-first' without a class token"
+    if _drops_first_token(weights):
+        return "mean that leaves out the first patch"
+    if pooling == "mean-fresh-norm" and config.end_eps != config.layer_norm_eps:
+        return f"norm of eps {config.end_eps:g} beside norms of eps {config.layer_norm_eps:g}"
+    return ""
 
 
 def _fused(named: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from stmae_train.checkpoint import Weights, load_autoencoder
 from stmae_train.classifier import Classifier
 from stmae_train.config import ModelConfig
-from stmae_train.convert import encoder_of, read_weights, write_weights
+from stmae_train.convert import deflate, encoder_of, read_weights, write_weights
 from stmae_train.errors import ModelError
 from stmae_train.evaluate import load_classifier
 from stmae_train.masks import draw_masks
@@ -153,3 +156,46 @@ def test_a_model_that_transformers_lacks_is_refused_and_its_encoder_is_not(
         alone = encoder_of(weights)
         found = read_weights(write_weights(alone, tmp_path / "encoder", form="transformers"))
         assert all(torch.equal(each, found.tensors[name]) for name, each in alone.tensors.items())
+
+
+def in_timm(path: Path) -> VisionTransformer:
+    """The timm model that an export says its weights are of."""
+    arguments = json.loads(safetensors.safe_open(path, "pt").metadata()["timm"])
+    del arguments["mean"], arguments["std"]
+    norm = partial(nn.LayerNorm, eps=arguments.pop("norm_eps"))
+    model = VisionTransformer(**arguments, norm_layer=norm)
+    model.load_state_dict(safetensors.torch.load_file(path))
+    return model.eval()
+
+
+@pytest.mark.parametrize("lineage", ["mae", "mae_st"])
+@pytest.mark.parametrize("pooling", ["mean-norm", "mean-fresh-norm", "norm-mean", "norm-first"])
+@pytest.mark.parametrize(("has_class", "drops"), [(True, False), (False, False), (False, True)])
+def test_timm_computes_the_same_logits_or_the_export_is_refused(
+    weights_of: Any, lineage: str, pooling: str, has_class: bool, drops: bool, tmp_path: Path
+) -> None:
+    model, weights = finetuned(weights_of, lineage, pooling, drops=drops, class_token=has_class)
+    wrong = "'norm-first' without a class token" if pooling == "norm-first" else "leaves out the first patch"
+    if not has_class and (drops or pooling == "norm-first"):
+        with pytest.raises(ModelError, match=f"timm's ViT has no .*{wrong}; write --to safetensors"):
+            write_weights(weights, tmp_path / "timm.safetensors", form="timm")
+        return
+    path = write_weights(weights, tmp_path / "timm.safetensors", form="timm")
+    images = weights_of.clips_for(replace(model.config, num_frames=1, tubelet_frames=1, target_frames="all"))
+    if lineage == "mae_st":  # a video model goes there in its image form
+        flat = deflate(weights)
+        model = Classifier(flat.model, 5, pooling=pooling).eval()
+        model.load_state_dict(flat.tensors)
+    wanted = model(images)
+    torch.testing.assert_close(in_timm(path)(images[:, :, 0]), wanted, rtol=0, atol=1e-5)
+    copy, _ = load_classifier(path)
+    torch.testing.assert_close(copy.eval()(images), wanted, rtol=0, atol=1e-5)
+
+
+def test_an_encoder_that_timm_lacks_is_refused(weights_of: Any, tmp_path: Path) -> None:
+    for weights, sentence in (
+        (pretrained(weights_of, "mae", encoder_norm=False)[1], "no encoder without a norm at its end"),
+        (finetuned(weights_of, "mae", "mean-fresh-norm", last_norm_eps=1e-5)[1], "no norm of eps 1e-05 beside"),
+    ):
+        with pytest.raises(ModelError, match=sentence):
+            write_weights(weights, tmp_path / "timm.safetensors", form="timm")
