@@ -114,7 +114,7 @@ def load_pool(connection: Any, pool: Pool, number: int) -> int:
     then more bytes, then by id.
 
     Raises:
-        SetError: a ledger is missing or damaged.
+        SetError: a ledger is missing or damaged; SourceError: a table cannot be read or has no rows.
     """
     start = int(connection.execute("SELECT coalesce(max(number) + 1, 0) FROM clip").fetchall()[0][0])
     if pool.table is not None:
@@ -153,6 +153,8 @@ def _insert_ledgers(connection: Any, pool: Pool, number: int, start: int) -> Non
 
 def _insert_table(connection: Any, path: Path, number: int, start: int) -> None:
     rows = read_table_clips(path)
+    if not rows:
+        raise SourceError(f"The table {path} has no rows, so nothing can be compared; restore it from its source.")
     unknown = -1
     columns = {
         "number": np.arange(start, start + len(rows), dtype=np.int64),

@@ -86,12 +86,10 @@ def read_table_clips(path: Path, *, needs_times: bool = False) -> list[TableClip
     suffix = path.suffix.casefold().removeprefix(".")
     try:
         if suffix == "parquet":
+            # Names are asked for apart: a table without rows has them too.
+            names = [each["column_name"] for each in read_table(path, "SELECT column_name FROM (DESCRIBE book)")]
             records = read_table(path)
-            if not records:
-                return []
-            return _by_name(
-                list(records[0]), (list(each.values()) for each in records), path=path, needs_times=needs_times
-            )
+            return _by_name(names, (list(each.values()) for each in records), path=path, needs_times=needs_times)
         text = read_text(path)
         if suffix in ("json", "jsonl"):
             return _from_json(text, path=path, needs_times=needs_times, by_line=suffix == "jsonl")

@@ -1,0 +1,40 @@
+"""What `leaks` counts, and that it never calls clean what it could not compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from stmae_data import files
+from stmae_data.dedup import dedup, leaks
+from stmae_data.errors import SetError, SourceError
+
+
+def test_an_evaluation_set_without_an_evaluation_split_is_no_clean_bill(
+    workspace: Path, small_sets: ModuleType
+) -> None:
+    clips = [small_sets.clip("train", number, youtube=("aaaaaaaaaaa", number, number + 1)) for number in range(2)]
+    small_sets.make(workspace, "one", clips)
+    small_sets.make(workspace, "two", clips[:1])
+    for compare in (leaks, dedup):
+        with pytest.raises(SetError, match=r"Set two has no evaluation split \(it has train\); .* as two:SPLIT"):
+            compare(workspace, ["one"], against=["two"])
+    assert leaks(workspace, ["one"], ["two:train"]).has_findings
+    assert not dedup(workspace, ["one"], dry_run=True).would_act  # where none is named, none has to be there
+
+
+def test_a_table_without_rows_is_refused(workspace: Path, small_sets: ModuleType, tmp_path: Path) -> None:
+    small_sets.make(workspace, "one", [small_sets.clip("train", 0, youtube=("aaaaaaaaaaa", 0, 1))])
+    table = tmp_path / "val.csv"
+    for text in ("", "youtube_id,time_start,time_end\n"):
+        table.write_text(text)
+        with pytest.raises(SourceError, match=r"val\.csv has no rows, so nothing can be compared"):
+            leaks(workspace, ["one"], [str(table)])
+        with pytest.raises(SourceError, match="has no rows"):
+            leaks(workspace, [str(table)], ["one:train"])
+    lost = tmp_path / "val.parquet"
+    files.commit_table(lost, [], {"label": "VARCHAR"}, point="test")
+    with pytest.raises(SourceError, match="no column youtube_id: found label"):
+        leaks(workspace, ["one"], [str(lost)])
