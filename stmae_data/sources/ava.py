@@ -32,12 +32,9 @@ from stmae_data.sources.listing import (
     walk,
     wanted_splits,
 )
-from stmae_data.sources.tables import read_text
+from stmae_data.sources.tables import SECONDS_AROUND, read_text
 
-__all__ = ["SECONDS_AROUND", "read_action_list", "rows"]
-
-SECONDS_AROUND = 2
-"""Seconds of film kept on either side of an annotated second."""
+__all__ = ["read_action_list", "rows"]
 
 _TABLE = re.compile(
     r"(ava_kinetics|ava|kinetics)_(?P<split>train|val|test)_(?P<what>excluded_timestamps|predicted_boxes|v\d+[\d.]*).*\.(csv|txt)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -38,3 +39,25 @@ def test_a_table_without_rows_is_refused(workspace: Path, small_sets: ModuleType
     files.commit_table(lost, [], {"label": "VARCHAR"}, point="test")
     with pytest.raises(SourceError, match="no column youtube_id: found label"):
         leaks(workspace, ["one"], [str(lost)])
+
+
+def test_a_table_of_something_something_meets_its_own_ids(
+    workspace: Path, small_sets: ModuleType, tmp_path: Path
+) -> None:
+    clips = [small_sets.clip("train", number, platform="ssv2", platform_id=str(100 + number)) for number in range(4)]
+    small_sets.make(workspace, "ssv2", clips)
+    table = tmp_path / "validation.json"
+    table.write_text(json.dumps([{"id": str(number), "template": "Holding [something]"} for number in range(102, 110)]))
+    (pair,) = leaks(workspace, ["ssv2"], [str(table)]).as_json()["pairs"]
+    assert pair["id"] == pair["video"] == {"train": 2, "eval": 2} and pair["overlap"] is None
+
+
+def test_a_table_of_ava_meets_the_seconds_it_annotates(workspace: Path, shared_dir: Path, tmp_path: Path) -> None:
+    train, table = tmp_path / "train.csv", shared_dir / "real" / "labels" / "ava_tiny_ava_sample.csv"
+    train.write_text("youtube_id,time_start,time_end\n0f39OWEqJ24,0,10\n_-Z6wFjXtGQ,898,908\n_-Z6wFjXtGQ,900,904\n")
+    (pair,) = leaks(workspace, [str(train)], [str(table)]).as_json()["pairs"]
+    assert pair["video"] == {
+        "train": 3,
+        "eval": 3,
+    }  # 0f39OWEqJ24 at 902 and 903, _-Z6wFjXtGQ at 902, however many boxes
+    assert pair["overlap"] == {"train": 2, "eval": 1} and pair["id"] == {"train": 1, "eval": 1}
