@@ -13,6 +13,7 @@ from stmae_data.dedup.decide import Choice, Clip, Edge, choose_leaks, choose_wit
 from stmae_data.dedup.levels import create_pairs, find_pairs_between, find_pairs_within, is_comparable
 from stmae_data.dedup.policy import Policy
 from stmae_data.dedup.reports import FoundPair, LeakCounts
+from stmae_data.errors import Reason
 from stmae_data.records import LEVELS
 
 __all__ = ["Found", "compare", "count_pairs"]
@@ -50,7 +51,10 @@ class Found:
         """Every accepted pair at every level, evaluation first, sorted."""
         going = {choice.number for choice in self.choices}
         pairs = [self._pair(edge.a, edge.b, edge, keep=edge.b) for edge in self.between]
-        for edge in self.within:
+        # Copies come as pairs with the best of them; where that one is told apart, another is why they go.
+        chosen = (edge for choice in self.choices if choice.reason == Reason.DUPLICATE for edge in choice.edges)
+        within = {(edge.a, edge.b, edge.level): edge for edge in (*chosen, *self.within)}
+        for edge in within.values():
             better_stays = edge.a not in going or edge.b in going
             pairs.append(self._pair(edge.b, edge.a, edge, keep=edge.a if better_stays else edge.b))
         return tuple(
