@@ -84,7 +84,12 @@ class Found:
                 for frame in told.get("frames", [])
             ),
             (told[f"{ours}view"], told[f"{theirs}view"]) if told else None,
+            (self._set_of(a), self._set_of(b)),
         )
+
+    def _set_of(self, clip: Clip) -> str | None:
+        pool = self.pools[clip.pool]
+        return pool.set_name if pool.has_media else None
 
 
 def compare(

@@ -32,6 +32,8 @@ class FoundPair:
     """Of the content level, the nearest frames: (milliseconds in a, milliseconds in b, distance in bits)."""
     views: tuple[str, str] | None = None
     """Of the content level, the view of a and of b that agreed: full, bars_removed, mirrored."""
+    sets: tuple[str | None, str | None] = (None, None)
+    """The sets that store a and b; None for a row of a table."""
 
     def as_json(self) -> dict[str, Any]:
         """One entry of `pairs`."""
