@@ -244,6 +244,8 @@ def test_a_policy_with_an_unknown_key_or_a_wrong_value_is_refused(tmp_path: Path
     for text, message in [
         ("gate_bit = 3", "unknown key 'gate_bit'; did you mean 'gate_bits'"),
         ("gate_bits = -1", "wanted a whole number from 0"),
+        ("hash_cap = 0", "hash_cap = 0, so that no frames would be compared; wanted at least 1"),
+        ("min_quality = 101", "wanted at most 100"),
         ("min_share_within = 2", "wanted a share from 0 to 1"),
         ("gate_bits = ", "cannot be read as TOML"),
         ('not_duplicates = ["a"]', "not_duplicates"),
