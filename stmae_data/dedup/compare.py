@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,8 +183,7 @@ def count_pairs(
     ours, theirs = range(len(training)), range(len(training), len(pools))
     steps = _Steps(progress, 2)
     with comparing() as connection:
-        for number, pool in enumerate(pools):
-            load_pool(connection, pool, number)
+        sizes = [load_pool(connection, pool, number) for number, pool in enumerate(pools)]
         create_pairs(connection)
         steps.done()
         find_pairs_between(connection, levels, left=ours, right=theirs)
@@ -209,8 +209,12 @@ def count_pairs(
         ).fetchall()
         counts = {(a, b, level): (n, m) for a, b, level, n, m in rows}
 
+        num_lost = Counter(pool_of_clip.values())
+
         def has(level: str, number: int) -> bool:
-            return pools[number].has_media if level == "content" else is_comparable(connection, level, number)
+            if level != "content":
+                return is_comparable(connection, level, number)
+            return pools[number].has_media and (not sizes[number] or num_lost[number] < sizes[number])
 
         comparable = {(level, number) for level in levels for number in range(len(pools)) if has(level, number)}
         steps.done()
@@ -223,7 +227,7 @@ def count_pairs(
                 else None
                 for level in LEVELS
             }
-            lost = sum(pool in (ours_number, number) for pool in pool_of_clip.values())
+            lost = num_lost[ours_number] + num_lost[number]
             found.append(LeakCounts(pools[ours_number].label, pools[number].label, told, lost))
     return found
 

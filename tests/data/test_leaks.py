@@ -9,8 +9,9 @@ from types import ModuleType
 import pytest
 
 from stmae_data import files
-from stmae_data.dedup import dedup, leaks
+from stmae_data.dedup import count_leaks, dedup, leaks
 from stmae_data.errors import SetError, SourceError
+from stmae_data.records import SetRef
 
 
 def test_an_evaluation_set_without_an_evaluation_split_is_no_clean_bill(
@@ -61,3 +62,14 @@ def test_a_table_of_ava_meets_the_seconds_it_annotates(workspace: Path, shared_d
         "eval": 3,
     }  # 0f39OWEqJ24 at 902 and 903, _-Z6wFjXtGQ at 902, however many boxes
     assert pair["overlap"] == {"train": 2, "eval": 1} and pair["id"] == {"train": 1, "eval": 1}
+
+
+def test_a_set_without_fingerprints_is_unknown_by_content_not_clean(workspace: Path, small_sets: ModuleType) -> None:
+    small_sets.make(workspace, "one", [small_sets.clip("train", number, look=number) for number in range(2)])
+    folder = small_sets.make(workspace, "two", [small_sets.clip("val", number, look=number) for number in range(2)])
+    (pair,) = leaks(workspace, ["one"], ["two"]).as_json()["pairs"]
+    assert pair["content"] == {"train": 2, "eval": 2} and pair["not_comparable"] == 0
+    (folder / "meta" / "fingerprints" / "val-000000.parquet").unlink()
+    (pair,) = leaks(workspace, ["one"], ["two"]).as_json()["pairs"]
+    assert pair["content"] is None and pair["bytes"] == {"train": 0, "eval": 0} and pair["not_comparable"] == 2
+    assert "content" not in count_leaks(workspace, SetRef("one"), SetRef("two", "val"))
