@@ -228,7 +228,7 @@ def count_pairs(
                 for level in LEVELS
             }
             lost = num_lost[ours_number] + num_lost[number]
-            found.append(LeakCounts(pools[ours_number].label, pools[number].label, told, lost))
+            found.append(LeakCounts(pools[ours_number].label, pools[number].label, told, lost, sizes[number]))
     return found
 
 

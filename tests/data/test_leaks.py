@@ -73,3 +73,12 @@ def test_a_set_without_fingerprints_is_unknown_by_content_not_clean(workspace: P
     (pair,) = leaks(workspace, ["one"], ["two"]).as_json()["pairs"]
     assert pair["content"] is None and pair["bytes"] == {"train": 0, "eval": 0} and pair["not_comparable"] == 2
     assert "content" not in count_leaks(workspace, SetRef("one"), SetRef("two", "val"))
+
+
+def test_what_could_not_be_compared_at_all_is_said(workspace: Path, small_sets: ModuleType, tmp_path: Path) -> None:
+    small_sets.make(workspace, "web", [small_sets.clip("train", 0)])
+    table = tmp_path / "val.csv"
+    table.write_text("youtube_id,time_start,time_end\naaaaaaaaaaa,1,11\n")
+    report = leaks(workspace, ["web"], [str(table)])
+    assert report.closing_line() == "web:train and val.csv could not be compared at any level, which proves nothing."
+    assert not report.has_findings
