@@ -37,6 +37,20 @@ def test_a_clip_that_goes_for_another_than_the_best_is_reported(
     assert [(pair.a, pair.keep) for pair in usual.pairs] == [(second, best), (third, best)]
 
 
+def test_a_copy_whose_stream_is_unknown_goes_too(workspace: Path, small_sets: ModuleType) -> None:
+    clips = copies(small_sets, 3)
+    clips[0]["stream_sha256"] = None
+    small_sets.make(workspace, "one", clips)
+    report = dedup(workspace, ["one"], levels=["bytes"], dry_run=True)
+    assert {(pair.a, pair.keep) for pair in report.pairs} == {
+        (each["clip_id"], clips[0]["clip_id"]) for each in clips[1:]
+    }
+    # Two pieces cut from one file are no copies of each other, and a third of unknown frames is one of neither.
+    clips[2]["stream_sha256"] = "ab" * 32
+    small_sets.make(workspace, "two", clips)
+    assert not dedup(workspace, ["two"], levels=["bytes"], dry_run=True).would_act
+
+
 def test_a_table_on_the_other_side_is_shown_as_what_it_is(
     workspace: Path, small_sets: ModuleType, tmp_path: Path
 ) -> None:
