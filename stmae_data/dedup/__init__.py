@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stmae_data import files
 from stmae_data.catalog import locked_select
-from stmae_data.dedup.clips import EVALUATION_SPLITS, Pool, pool_of, sealed_sets
+from stmae_data.dedup.clips import EVALUATION_SPLITS, Pool, is_table, pool_of, sealed_sets
 from stmae_data.dedup.compare import Found, compare, count_pairs
 from stmae_data.dedup.decide import Choice, Edge, has_news, verdicts, write_books
 from stmae_data.dedup.policy import AGAINST_LEVELS, WITHIN_LEVELS, Policy, check_levels, load_policy
@@ -220,7 +220,7 @@ def _evaluation_pools(workspace: Path, texts: Sequence[str], *, is_named: bool) 
     """
     pools: dict[str, Pool] = {}
     for text in texts:
-        if ":" in text or "/" in text or "." in text:
+        if ":" in text or "/" in text or is_table(text):
             found = [pool_of(workspace, text, default_split="val")]
         else:
             splits = open_set(workspace, text, books_only=True).splits

@@ -18,7 +18,16 @@ from stmae_data.records import SetRef
 from stmae_data.shards import ShardSet, fingerprint_path, open_set, set_digest
 from stmae_data.sources.tables import read_table_clips
 
-__all__ = ["EVALUATION_SPLITS", "Pool", "comparing", "fingerprint_files", "load_pool", "pool_of", "sealed_sets"]
+__all__ = [
+    "EVALUATION_SPLITS",
+    "Pool",
+    "comparing",
+    "fingerprint_files",
+    "is_table",
+    "load_pool",
+    "pool_of",
+    "sealed_sets",
+]
 
 EVALUATION_SPLITS = ("test", "val", "validate", "validation")
 
@@ -60,13 +69,18 @@ def sealed_sets(workspace: Path) -> list[str]:
     return sorted(each.parent.parent.name for each in root.glob("*/meta/set.json")) if root.is_dir() else []
 
 
+def is_table(text: str) -> bool:
+    """Whether a reference is the path of a table, by its ending, rather than a set, whose name may hold dots too."""
+    return Path(text).suffix.casefold() in _TABLE_SUFFIXES
+
+
 def pool_of(workspace: Path, text: str | SetRef, *, default_split: str = "train") -> Pool:
     """The pool a reference names: SET[:SPLIT][/SELECTION], or the path of a csv, json or parquet table.
 
     Raises:
         SetError: no such set, split or selection; SourceError: the table cannot be read; UsageError: neither.
     """
-    if isinstance(text, str) and Path(text).suffix.casefold() in _TABLE_SUFFIXES:
+    if isinstance(text, str) and is_table(text):
         path = Path(text)
         if not path.is_file():
             raise SourceError(f"There is no table {text}; name a csv, json or parquet file, or a set as SET[:SPLIT].")

@@ -27,6 +27,15 @@ def test_an_evaluation_set_without_an_evaluation_split_is_no_clean_bill(
     assert not dedup(workspace, ["one"], dry_run=True).would_act  # where none is named, none has to be there
 
 
+def test_a_set_with_a_dot_in_its_name_stands_with_all_its_evaluation_splits(
+    workspace: Path, small_sets: ModuleType
+) -> None:
+    small_sets.make(workspace, "one", [small_sets.clip("train", 0)])
+    small_sets.make(workspace, "k600.v2", [small_sets.clip("test", 1), small_sets.clip("val", 2)])
+    report = leaks(workspace, ["one"], ["k600.v2"])
+    assert [pair.evaluation for pair in report.pairs] == ["k600.v2:test", "k600.v2:val"]
+
+
 def test_a_table_without_rows_is_refused(workspace: Path, small_sets: ModuleType, tmp_path: Path) -> None:
     small_sets.make(workspace, "one", [small_sets.clip("train", 0, youtube=("aaaaaaaaaaa", 0, 1))])
     table = tmp_path / "val.csv"
