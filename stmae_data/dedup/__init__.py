@@ -144,13 +144,18 @@ def leaks(
         progress: told (stage, done, total).
 
     Raises:
-        UsageError, SetError, SourceError: an unknown level, set or table, an evaluation set without an evaluation split, a table without rows.
+        UsageError, SetError, SourceError: an unknown level, set or table, an evaluation set without an evaluation split or without clips, a table without rows.
     """
     rules = load_policy(policy)
     wanted = check_levels(tuple(levels) if levels is not None else None, AGAINST_LEVELS)
     training = [pool_of(workspace, text) for text in train]
     evaluation = _evaluation_pools(workspace, against, is_named=True)
     counted = count_pairs(training, evaluation, rules, levels=wanted, progress=progress)
+    for pair in counted:
+        if not pair.num_evaluation:
+            raise SetError(
+                f"{pair.evaluation} holds no clip, so nothing can be compared; name another split or selection."
+            )
     if not fix or not any(count and count[0] for pair in counted for count in pair.levels.values()):
         return LeakReport(tuple(counted))
     for pool in training:

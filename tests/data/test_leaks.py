@@ -24,6 +24,9 @@ def test_an_evaluation_set_without_an_evaluation_split_is_no_clean_bill(
         with pytest.raises(SetError, match=r"Set two has no evaluation split \(it has train\); .* as two:SPLIT"):
             compare(workspace, ["one"], against=["two"])
     assert leaks(workspace, ["one"], ["two:train"]).has_findings
+    small_sets.make(workspace, "three", [small_sets.clip("val", 0) | {"outcome": "failed", "reason": "truncated"}])
+    with pytest.raises(SetError, match="three:val holds no clip, so nothing can be compared"):
+        leaks(workspace, ["one"], ["three"])
     assert not dedup(workspace, ["one"], dry_run=True).would_act  # where none is named, none has to be there
 
 
