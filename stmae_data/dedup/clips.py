@@ -172,7 +172,6 @@ def _insert_table(connection: Any, path: Path, number: int, start: int) -> None:
     unknown = -1
     columns = {
         "number": np.arange(start, start + len(rows), dtype=np.int64),
-        "platform": np.array([row.platform for row in rows], dtype=object),
         "platform_id": np.array([row.platform_id for row in rows], dtype=object),
         "start_ms": np.array([unknown if row.start_ms is None else row.start_ms for row in rows], dtype=np.int64),
         "end_ms": np.array([unknown if row.end_ms is None else row.end_ms for row in rows], dtype=np.int64),
@@ -180,9 +179,10 @@ def _insert_table(connection: Any, path: Path, number: int, start: int) -> None:
     connection.register("table_rows", columns)
     connection.execute(
         f"""INSERT INTO clip
-            SELECT number, {number}, number::VARCHAR, platform_id, platform, platform_id, nullif(start_ms, -1), nullif(end_ms, -1),
+            SELECT number, {number}, number::VARCHAR, platform_id, ?, platform_id, nullif(start_ms, -1), nullif(end_ms, -1),
                    NULL, NULL, NULL, NULL, NULL, NULL, NULL
-            FROM table_rows"""
+            FROM table_rows""",
+        [rows[0].platform],  # a table names clips of one platform
     )
     connection.unregister("table_rows")
 

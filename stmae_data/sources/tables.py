@@ -80,7 +80,7 @@ class TableClip:
     row_number: int | None = None
     """Position in the table, first row 1."""
     platform: str = "youtube"
-    """Whose id it is: `youtube`, or `ssv2` for the numbers of Something-Something."""
+    """Whose id it is: `youtube`, or `ssv2` for the numbers of Something-Something; the same in all rows of a table."""
 
 
 def read_table_clips(path: Path, *, needs_times: bool = False) -> list[TableClip]:
