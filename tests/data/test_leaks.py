@@ -69,10 +69,8 @@ def test_a_table_of_ava_meets_the_seconds_it_annotates(workspace: Path, shared_d
     train, table = tmp_path / "train.csv", shared_dir / "real" / "labels" / "ava_tiny_ava_sample.csv"
     train.write_text("youtube_id,time_start,time_end\n0f39OWEqJ24,0,10\n_-Z6wFjXtGQ,898,908\n_-Z6wFjXtGQ,900,904\n")
     (pair,) = leaks(workspace, [str(train)], [str(table)]).as_json()["pairs"]
-    assert pair["video"] == {
-        "train": 3,
-        "eval": 3,
-    }  # 0f39OWEqJ24 at 902 and 903, _-Z6wFjXtGQ at 902, however many boxes
+    # The table has 0f39OWEqJ24 at 902 and 903 and _-Z6wFjXtGQ at 902, each with several boxes.
+    assert pair["video"] == {"train": 3, "eval": 3}
     assert pair["overlap"] == {"train": 2, "eval": 1} and pair["id"] == {"train": 1, "eval": 1}
 
 
