@@ -21,7 +21,7 @@ from stmae_train.checkpoint import load_weights, newest_checkpoint
 from stmae_train.config import Recipe, override, to_toml
 from stmae_train.errors import ConfigError, DataMismatch, RunBusy, RunInterrupted, TrainingStopped
 from stmae_train.loader import Batch
-from stmae_train.pretrain import PretrainRequest, RunResult, pretrain
+from stmae_train.pretrain import PretrainRequest, RunResult, clips_of, pretrain
 from stmae_train.runlog import StepRecord
 
 
@@ -261,6 +261,13 @@ def test_bf16_and_accumulation_train_too(request_: PretrainRequest) -> None:
 def test_accumulation_changes_the_result_by_rounding_alone(request_: PretrainRequest, straight: RunResult) -> None:
     split = pretrain(replace(request_, recipe=override(request_.recipe, ["optim.accumulate=2"])))
     assert losses(split.run_dir) == pytest.approx(losses(straight.run_dir), rel=1e-4)
+
+
+def test_a_length_in_steps_is_that_many_steps_whatever_the_accumulation(request_: PretrainRequest) -> None:
+    recipe = override(request_.recipe, ["optim.accumulate=2"])
+    clips = clips_of(request_.workspace, request_.shards, recipe, steps=3)
+    found = pretrain(replace(request_, recipe=recipe, clips=clips, pictures=0))
+    assert (found.steps, found.clips_seen) == (3, 24)
 
 
 def test_masks_other_than_random_train_too(request_: PretrainRequest) -> None:
