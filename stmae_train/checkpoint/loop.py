@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from stmae_train.checkpoint.store import newest_checkpoint, save_checkpoint
+from stmae_train.checkpoint.store import drop_checkpoints_after, newest_checkpoint, save_checkpoint
 from stmae_train.checkpoint.trainee import Trainee
 from stmae_train.distributed import World
 from stmae_train.errors import DataMismatch, RunInterrupted
@@ -84,6 +84,9 @@ class StepLoop:
                 f"{now[changed[0]][:12]}); restore the set, or go on with --accept-new-data."
             )
         self.trainee.restore(found, where=f"Checkpoint {found.step} of {folder}")
+        self.world.wait()  # until every process has read it
+        if self.run is not None:
+            drop_checkpoints_after(folder / "checkpoints", found.step)
         self.step = found.step
         self.guard.skipped = list(found.state["skipped_steps"])
         self.spent = {name: found.state["cost"][name] for name in self.spent}

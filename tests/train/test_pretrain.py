@@ -174,6 +174,20 @@ def test_a_finished_run_is_not_done_again(request_: PretrainRequest) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_damaged_checkpoints_that_a_run_falls_back_over_do_not_push_out_the_one_it_resumed_from(
+    request_: PretrainRequest,
+) -> None:
+    request = replace(request_, pictures=0)
+    with pytest.raises(RuntimeError):
+        pretrain(request, watch=stop_at(7))
+    for step in (5, 6):
+        path = request.run_dir / f"checkpoints/step-{step:09d}/weights.safetensors"
+        path.write_bytes(path.read_bytes()[:-7])
+    pretrain(replace(request, resume=True, checkpoint_every=100))
+    names = sorted(each.name for each in (request.run_dir / "checkpoints").iterdir())
+    assert names == ["step-000000004", "step-000000010"]
+
+
 def test_a_folder_with_a_run_is_refused_without_resume(request_: PretrainRequest) -> None:
     pretrain(request_)
     with pytest.raises(ConfigError, match=r"already holds a run \(pretrain, done\); go on with --resume"):
