@@ -273,7 +273,11 @@ class _Training:
             rule=FrameRule(data.num_frames, data.frame_stride, data.fps, data.sampling),
             views=1,
             batch_videos=32,
-            options=ReadOptions(cache_bytes=0, store_cache_bytes=self.request.store_cache_bytes),
+            options=ReadOptions(
+                cache_bytes=0,
+                skip_damaged=self.request.skip_damaged,
+                store_cache_bytes=self.request.store_cache_bytes,
+            ),
         )
         vectors = [
             pixel_vectors(batch.clips(model, device=torch.device("cpu")), model).flatten(0, 1)
@@ -386,15 +390,18 @@ class _Training:
         model = load_autoencoder(Weights(tensors, self.recipe, {}), where="the run").to(self.world.device).eval()
         request, folder = self.request, self.request.run_dir / "pictures"
         reference, _, _ = request.shards[0].partition("@")
+        count = request.pictures or 8
         wanted = PictureRequest(
             request.workspace,
             str(request.run_dir),
             reference,
             folder if step == self.steps else folder / f"step-{step:09d}",
-            count=request.pictures or 8,
+            count=count,
             ratios=shown_ratios(self.recipe.model),
             seed=request.seed,
             store_cache_bytes=request.store_cache_bytes,
+            # Where damage is allowed, pictures end no run; what may be left out of training is counted there.
+            skip_damaged=count if request.skip_damaged else 0,
         )
         self.track.add_pictures(draw(model, self.recipe, wanted), step=step)
 
