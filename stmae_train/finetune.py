@@ -50,7 +50,7 @@ class FinetuneRequest:
         run_dir: the run folder.
         seed: of the head, order, crops, mixing, drop path.
         workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, prefetch,
-            store_cache_bytes, track, sharding: as in pre-training.
+            store_cache_bytes, track, sharding, force: as in pre-training.
     """
 
     workspace: Path
@@ -72,6 +72,7 @@ class FinetuneRequest:
     store_cache_bytes: int = DEFAULT_RANGE_BYTES
     track: str | None = None
     sharding: Sharding = "ddp"
+    force: bool = False
 
 
 def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
@@ -99,6 +100,7 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
             seed=request.seed,
             settings=settings,
             resume=request.resume,
+            force=request.force,
         ) as run:
             if world.any(int(run.was_done)):  # all of them must know
                 return dict(run.read_json("metrics.json"))
@@ -312,5 +314,5 @@ class _Finetuning:
             clips=cost["clips"],
             bytes_read=cost["bytes_read"],
             cost=cost,
-            lines=cost_facts(cost, self.trainee.facts()),
+            lines=[*run.changes, *cost_facts(cost, self.trainee.facts())],
         )

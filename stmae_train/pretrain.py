@@ -57,6 +57,7 @@ class PretrainRequest:
         checkpoint_every: steps between checkpoints; a tenth of the run unless given.
         resume: go on with what stands in `run_dir`, or start where nothing does.
         accept_new_data: resume although a set has changed since.
+        force: resume with another learning rate, weight decay, clipping or precision than before; `run.json` and the card say so.
         skip_damaged: damaged samples that may be left out.
         log_every: steps between records.
         device: `cpu`, `cuda`, `cuda:1`; a GPU where there is one unless given.
@@ -91,6 +92,7 @@ class PretrainRequest:
     pictures_every: int | None = None
     track: str | None = None
     sharding: Sharding = "ddp"
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +160,7 @@ def _open_run(request: PretrainRequest) -> RunFolder:
         seed=request.seed,
         settings=settings,
         resume=request.resume,
+        force=request.force,
     )
 
 
@@ -368,6 +371,7 @@ class _Training:
                     ("Last loss", "none" if result.loss is None else f"{result.loss:.4f}"),
                     ("Skipped steps", str(len(self.loop.guard.skipped))),
                     ("Skipped clips", str(len(result.skipped_clips))),
+                    *self.run.changes,
                     *cost_facts(cost, self.trainee.facts()),
                     ("Load", "`stmae_train.checkpoint.load_weights(Path('weights.safetensors'))`"),
                 ],

@@ -18,6 +18,7 @@ __all__ = [
     "CheckpointOption",
     "DeviceOption",
     "EvalOption",
+    "ForceOption",
     "InitOption",
     "OutOption",
     "PrefetchOption",
@@ -55,6 +56,12 @@ StoreCacheOption = Annotated[
 SkipOption = Annotated[int, typer.Option(help="Leave out at most this many damaged samples.")]
 CheckpointOption = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 AcceptOption = Annotated[bool, typer.Option("--accept-new-data", help="Resume although a set has changed.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Resume with another base_lr, min_lr, weight_decay, grad_clip or precision; recorded."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, order, crops and masks.")]
 InitOption = Annotated[
     str, typer.Option(help="Weights file of any known layout, run, or `random` for the untrained encoder.")

@@ -100,7 +100,7 @@ def save_checkpoint(
         if bad:
             raise TrainingStopped(
                 f"Training stopped at step {step}: {len(bad)} of its {what} are not finite, first {bad[0]}, so no checkpoint was written. "
-                f"Lower base_lr, set grad_clip or precision=fp32, then resume from the one before."
+                f"Lower base_lr, set grad_clip or precision=fp32, then resume from the one before with --resume --force."
             )
     target = folder / f"step-{step:09d}"
     if (target / "COMMIT.json").is_file():

@@ -266,6 +266,32 @@ def test_three_bad_steps_in_a_row_stop_the_run(request_: PretrainRequest, monkey
     assert found is not None and found.step == 5
 
 
+def test_a_run_that_was_stopped_goes_on_with_another_rate_and_says_so(
+    request_: PretrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(request_, pictures=0)
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="then go on with --resume --force"):
+        poison(patch, {4, 5, 6})
+        pretrain(request)
+    slower = override(request.recipe, ["optim.base_lr=1e-4", "optim.precision=fp32"])
+    lower = replace(request, recipe=slower, resume=True)
+    with pytest.raises(
+        ConfigError, match=r"base_lr = 0\.0001 \(was base_lr = 0\.001\).* same ones, add --force, or choose"
+    ):
+        pretrain(lower)
+    wider = replace(lower, recipe=override(slower, ["model.width=64"]), force=True)
+    with pytest.raises(
+        ConfigError, match=r"settings: width = 64 \(was width = 32\); .*\(--force changes base_lr, .* alone, and not"
+    ):
+        pretrain(wider)
+    assert pretrain(replace(lower, force=True)).steps == 10
+    (change,) = json.loads((request.run_dir / "run.json").read_text())["changes"]
+    assert change["after_step"] == 5 and "base_lr = 0.0001 (was base_lr = 0.001)" in change["settings"]
+    assert "Changed after step 5: base_lr = 0.0001" in (request.run_dir / "CARD.md").read_text()
+    rates = [json.loads(line)["lr"] for line in (request.run_dir / "log.jsonl").read_text().splitlines()]
+    assert len(rates) == 10 and rates[5] < 0.2 * rates[4]
+
+
 def test_bf16_and_accumulation_train_too(request_: PretrainRequest) -> None:
     recipe = override(request_.recipe, ["optim.precision=bf16", "optim.accumulate=2"])
     found = pretrain(replace(request_, recipe=recipe))
