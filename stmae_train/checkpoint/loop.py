@@ -90,6 +90,7 @@ class StepLoop:
         self.step = found.step
         self.guard.skipped = list(found.state["skipped_steps"])
         self.spent = {name: found.state["cost"][name] for name in self.spent}
+        self.loader.reader.learn(found.state.get("skipped_clips", {}))
         LOGGER.info("Resumed at step %d of %d.", self.step, self.steps)
 
     def go(
@@ -155,7 +156,7 @@ class StepLoop:
         """Judge every update first: a checkpoint holds no weights that were not looked at."""
         self.guard.look()
         # Every process asks for all of these: a sharded model, and what each process has spent, are put together.
-        trainee, cost = self.trainee, self.cost()
+        trainee, cost, skipped = self.trainee, self.cost(), self.world.merged(self.loader.reader.skipped)
         weights, optimizer, mean = trainee.tensors(), trainee.state_tensors(), trainee.mean_tensors()
         if self.run is not None:
             save_checkpoint(
@@ -168,12 +169,14 @@ class StepLoop:
                     "clips": self.step * self.loader.clips_per_step,
                     "digests": self.digests(),
                     "skipped_steps": self.guard.skipped,
+                    "skipped_clips": skipped,
                     "world_size": self.world.size,
                     "cost": cost,
                     "loss_scale": None if trainee.scale is None else trainee.scale.state(),
                 },
             )
         self.world.wait()
+        self.loader.reader.learn(skipped)
 
     def digests(self) -> dict[str, str]:
         """Digest of every set or selection by its reference."""

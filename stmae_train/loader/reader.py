@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class ReadOptions:
 
     workers: int = 0
     cache_bytes: int = DEFAULT_CACHE_BYTES  # decoded sets up to this size are cached; 0 = never
-    skip_damaged: int = 0  # damaged samples that may be left out before the run stops
+    skip_damaged: int = 0  # damaged samples that may be left out before the run stops, over all its processes and starts
     prefetch: int = 4  # clips that a worker may have decoded ahead; each takes the memory of its frames
     store_cache_bytes: int = DEFAULT_RANGE_BYTES  # what may stand on this disk of shards that are read from a store
     pins_memory: bool = False  # batches stand in page-locked memory, one at a time
@@ -106,6 +106,21 @@ class Reader:
             )
         batch = assemble(plan, loaded, self.sources, crop, seed=seed, skipped=tuple(skipped))
         return batch.pinned() if self.options.pins_memory else batch
+
+    def learn(self, skipped: Mapping[str, str]) -> None:
+        """Take up what other processes and earlier starts left out; the bound is of all of them together.
+
+        Raises:
+            DataMismatch: more samples are damaged than may be skipped.
+        """
+        self.skipped |= skipped
+        if len(self.skipped) > self.options.skip_damaged:
+            last = sorted(self.skipped)[-1]
+            raise DataMismatch(
+                f"{len(self.skipped)} of the clips drawn so far cannot be decoded, one of them {last} ({self.skipped[last].rstrip('.')}), and "
+                f"{self.options.skip_damaged} may be left out; verify the sets: stmae-data verify, or resume without them: --skip-damaged "
+                f"{len(self.skipped)}."
+            )
 
     def _skip(self, answer: Damaged, source: ClipSource) -> None:
         """Count a damaged sample.

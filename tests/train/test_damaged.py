@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +14,12 @@ import pytest
 
 from stmae_data.errors import SetError
 from stmae_data.frames import Planes
-from stmae_train.config import Recipe, override
+from stmae_train.config import Recipe, override, to_toml
 from stmae_train.errors import DataMismatch
-from stmae_train.loader import ClipSource
+from stmae_train.loader import ClipSource, CropRule, TrainLoader, open_sources
 from stmae_train.pretrain import PretrainRequest, pretrain
+from stmae_train.runlog import StepRecord
+from stmae_train.views import FrameRule
 
 Damage = Callable[..., None]
 
@@ -87,3 +92,103 @@ def test_a_basis_is_fitted_to_the_clips_that_are_whole(request_: PretrainRequest
     recipe = override(request_.recipe, ["model.target=pca", "model.target_values=6"])
     pretrain(replace(request_, recipe=recipe))
     assert facts(request_.run_dir) == ("done", ["tinytrain0001"], 1)
+
+
+def first_rows(workspace: Path, *, processes: int) -> list[int]:
+    """The row that each process reads first."""
+    loaders = [
+        TrainLoader(
+            workspace,
+            open_sources(workspace, ["tiny"]),
+            rule=FrameRule(4, 4),
+            crop=CropRule((0.5, 1.0), (3 / 4, 4 / 3), True),
+            seed=0,
+            batch_videos=4,
+            repeats=2,
+            rank=rank,
+            world_size=processes,
+        )
+        for rank in range(processes)
+    ]
+    return [int(next(each.plans(0, 1)).positions[0]) for each in loaders]
+
+
+def stop_at(step: int) -> Callable[[StepRecord], None]:
+    def watch(record: StepRecord) -> None:
+        if record.step == step:
+            raise RuntimeError("pulled the plug")
+
+    return watch
+
+
+def test_what_earlier_starts_left_out_is_counted_and_bounded_with_the_rest(
+    request_: PretrainRequest, damage: Damage
+) -> None:
+    """Stopped after every step: one damaged clip is drawn in the first, every other one later."""
+    (first,) = first_rows(request_.workspace, processes=1)
+    damage(first, (first + 1) % 24)
+    request = replace(request_, resume=True)
+    for step in range(2, 7):
+        with pytest.raises(RuntimeError, match="plug"):
+            pretrain(request, watch=stop_at(step))
+    state = json.loads((request.run_dir / "checkpoints/step-000000005/state.json").read_text())
+    assert f"tinytrain{first:04d}" in state["skipped_clips"]
+    with pytest.raises(DataMismatch, match=r"cannot be decoded.*--skip-damaged [12]\.$"):
+        pretrain(replace(request, skip_damaged=0))
+    with pytest.raises(DataMismatch, match=r"cannot be decoded.*--skip-damaged 2\.$"):
+        pretrain(replace(request, skip_damaged=1))
+    pretrain(request)
+    wanted = sorted(f"tinytrain{row:04d}" for row in (first, (first + 1) % 24))
+    assert facts(request.run_dir) == ("done", wanted, 2)
+
+
+# Both processes leave out one clip in the first step, which is one too many for the two of them together.
+TWO = """
+import json, os, sys, torch
+from pathlib import Path
+from stmae_data.errors import SetError
+from stmae_train.config import read_recipe
+from stmae_train.errors import DataMismatch
+from stmae_train.loader import ClipSource
+from stmae_train.pretrain import PretrainRequest, pretrain
+torch.set_num_threads(1)
+workspace, recipe, folder, rows = sys.argv[1:]
+honest = ClipSource.planes
+def planes(self, row, clips):
+    if row in json.loads(rows):
+        raise SetError("Frame 4 did not arrive.")
+    return honest(self, row, clips)
+ClipSource.planes = planes
+try:
+    pretrain(PretrainRequest(Path(workspace), ("tiny",), read_recipe(Path(recipe)), Path(folder), clips=48, checkpoint_every=2,
+                             device="cpu", pictures=0, cache_bytes=0, skip_damaged=1))
+except DataMismatch as error:
+    Path(folder + os.environ["RANK"]).write_text(str(error))
+"""
+
+
+@pytest.mark.slow
+def test_what_several_processes_leave_out_is_counted_and_bounded_together(
+    request_: PretrainRequest, damage: Damage, tmp_path: Path
+) -> None:
+    rows = first_rows(request_.workspace, processes=2)
+    (tmp_path / "recipe.toml").write_text(to_toml(request_.recipe))
+    (tmp_path / "train.py").write_text(TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    given = [request_.workspace, tmp_path / "recipe.toml", request_.run_dir, json.dumps(rows)]
+    ended = subprocess.run(
+        [*launch, str(tmp_path / "train.py"), *map(str, given)],
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+    for rank in range(2):
+        said = request_.run_dir.with_name(f"run{rank}").read_text()
+        assert said.startswith("2 of the clips drawn so far cannot be decoded") and said.endswith("--skip-damaged 2.")
+    found = [path.name for path in (request_.run_dir / "checkpoints").iterdir()]
+    assert found == ["step-000000002"]  # nothing that was done is lost
+    damage(*rows)
+    pretrain(replace(request_, resume=True))
+    assert facts(request_.run_dir) == ("done", sorted(f"tinytrain{row:04d}" for row in rows), 2)
