@@ -28,6 +28,7 @@ from stmae_train.loader import (
     TrainLoader,
     check_labels,
     open_sources,
+    weights_of,
 )
 from stmae_train.optim import parameter_groups
 from stmae_train.runlog import RunFolder, StepRecord, Track, Update, autocast, cost_facts, train_flops
@@ -223,12 +224,12 @@ class _Finetuning:
         trainee, losses = self.trainee, []
         # Drop path, dropout and mixing draw from generators that know the step alone, so a resumed run draws the same.
         torch.manual_seed(step_seed(self.request.seed, step, rank=self.world.rank))
-        for number, batch in enumerate(parts):
+        for number, (batch, weight) in enumerate(zip(parts, weights_of(parts), strict=True)):
             clips, targets = self._mixed(batch, step * len(parts) + number)
             with trainee.micro_batch(is_last=number + 1 == len(parts)):
                 with trainee.autocast():
                     logits = trainee.wrapped(clips)
-                loss = F.cross_entropy(logits.float(), targets)
+                loss = F.cross_entropy(logits.float(), targets) * weight
                 trainee.backward(loss / len(parts))
             losses.append(loss)
         clip_ids = tuple(clip_id for part in parts for clip_id in part.clip_ids)

@@ -92,7 +92,7 @@ def picture(request: PictureRequest) -> list[Path]:
 
 
 def draw(model: MaskedAutoencoder, recipe: Recipe, request: PictureRequest) -> list[Path]:
-    """The same of a model at hand, on its device; the weights of the request are not read.
+    """The same of a model at hand, on its device; the weights of the request are not read. Nothing is written where no clip is whole.
 
     Raises:
         ModelError: the target is no pixels, or a clip is not in the set.
@@ -113,9 +113,12 @@ def draw(model: MaskedAutoencoder, recipe: Recipe, request: PictureRequest) -> l
             store_cache_bytes=request.store_cache_bytes,
         ),
     )
-    (batch,) = sweep.batches()
-    if batch.skipped:
-        LOGGER.warning("No pictures of damaged clips: %s.", ", ".join(batch.skipped))
+    batches = list(sweep.batches())
+    if sweep.reader.skipped:
+        LOGGER.warning("No pictures of damaged clips: %s.", ", ".join(sweep.reader.skipped))
+    if not batches:
+        return []
+    (batch,) = batches
     clips = batch.clips(recipe.model, device=device)
     written, captions = [], {}
     for ratio in request.ratios:

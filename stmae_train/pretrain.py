@@ -27,6 +27,7 @@ from stmae_train.loader import (
     SweepLoader,
     TrainLoader,
     open_sources,
+    weights_of,
 )
 from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
@@ -270,15 +271,16 @@ class _Training:
             raise ConfigError(
                 "The target 'tokens' needs the encoder of a discrete tokenizer as safetensors; name it with --set model.target_file=PATH."
             )
+        first = _first(self.loader.sources[0], PCA_CLIPS)
         sweep = SweepLoader(
             self.request.workspace,
-            [_first(self.loader.sources[0], PCA_CLIPS)],
+            [first],
             rule=FrameRule(data.num_frames, data.frame_stride, data.fps, data.sampling),
             views=1,
             batch_videos=32,
             options=ReadOptions(
                 cache_bytes=0,
-                skip_damaged=self.request.skip_damaged,
+                skip_damaged=min(self.request.skip_damaged, len(first) - 1),  # a basis needs one
                 store_cache_bytes=self.request.store_cache_bytes,
             ),
         )
@@ -308,11 +310,11 @@ class _Training:
     def _update(self, step: int, parts: Sequence[Batch]) -> Update:
         """Forward and backward for every micro-batch, then one guarded step."""
         trainee, losses = self.trainee, []
-        for number, part in enumerate(parts, start=1):
+        for number, (part, weight) in enumerate(zip(parts, weights_of(parts), strict=True), start=1):
             clips = part.clips(self.recipe.model, device=self.world.device)  # [B, 3, T, H, W]
             with trainee.micro_batch(is_last=number == len(parts)):
                 with trainee.autocast():
-                    loss = trainee.wrapped(clips, **self._hidden(part)).loss
+                    loss = trainee.wrapped(clips, **self._hidden(part)).loss * weight
                 trainee.backward(loss / len(parts))
             losses.append(loss)
         clip_ids = tuple(clip_id for part in parts for clip_id in part.clip_ids)

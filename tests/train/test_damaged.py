@@ -9,14 +9,17 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from stmae_data.errors import SetError
 from stmae_data.frames import Planes
 from stmae_train.config import Recipe, override, to_toml
 from stmae_train.errors import DataMismatch
-from stmae_train.loader import ClipSource, CropRule, TrainLoader, open_sources
+from stmae_train.finetune import FinetuneRequest, finetune
+from stmae_train.loader import Batch, ClipSource, CropRule, ReadOptions, SweepLoader, TrainLoader, open_sources, reader
 from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.runlog import StepRecord
 from stmae_train.views import FrameRule
@@ -56,6 +59,10 @@ def request_(small_world: Path, small_recipe: Recipe, tmp_path: Path) -> Pretrai
         pictures=0,
         cache_bytes=0,
     )
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def facts(folder: Path) -> tuple[str, list[str], int]:
@@ -105,6 +112,7 @@ def first_rows(workspace: Path, *, processes: int) -> list[int]:
             seed=0,
             batch_videos=4,
             repeats=2,
+            accumulate=2,  # each of two processes reads one video at a time
             rank=rank,
             world_size=processes,
         )
@@ -172,7 +180,8 @@ def test_what_several_processes_leave_out_is_counted_and_bounded_together(
     request_: PretrainRequest, damage: Damage, tmp_path: Path
 ) -> None:
     rows = first_rows(request_.workspace, processes=2)
-    (tmp_path / "recipe.toml").write_text(to_toml(request_.recipe))
+    recipe = override(request_.recipe, ["optim.accumulate=2"])
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe))
     (tmp_path / "train.py").write_text(TWO)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     given = [request_.workspace, tmp_path / "recipe.toml", request_.run_dir, json.dumps(rows)]
@@ -190,5 +199,57 @@ def test_what_several_processes_leave_out_is_counted_and_bounded_together(
     found = [path.name for path in (request_.run_dir / "checkpoints").iterdir()]
     assert found == ["step-000000002"]  # nothing that was done is lost
     damage(*rows)
-    pretrain(replace(request_, resume=True))
+    pretrain(replace(request_, recipe=recipe, resume=True))
     assert facts(request_.run_dir) == ("done", sorted(f"tinytrain{row:04d}" for row in rows), 2)
+
+
+def test_a_micro_batch_of_damaged_clips_alone_teaches_nothing(
+    request_: PretrainRequest, damage: Damage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Micro-batches of one video: what stands in for a damaged one leaves no trace, and the others take its place."""
+    damage(*range(0, 24, 5))
+    recipe = override(request_.recipe, ["optim.accumulate=4"])
+    black = pretrain(replace(request_, recipe=recipe, skip_damaged=5, run_dir=request_.run_dir.with_name("black")))
+    assert facts(black.run_dir)[::2] == ("done", 5)
+    honest = reader.blank
+
+    def white(*arguments: Any, **options: Any) -> Batch:
+        batch = honest(*arguments, **options)
+        return replace(batch, planes=torch.full_like(batch.planes, 255))
+
+    monkeypatch.setattr(reader, "blank", white)
+    other = pretrain(replace(request_, recipe=recipe, skip_damaged=5))
+    assert other.weights.read_bytes() == black.weights.read_bytes()
+    found, whole = losses(other.run_dir), losses(black.run_dir)
+    together = pretrain(replace(request_, skip_damaged=5, run_dir=request_.run_dir.with_name("together")))
+    assert found == whole == pytest.approx(losses(together.run_dir), rel=1e-4)
+
+
+def test_fine_tuning_leaves_out_micro_batches_too(request_: PretrainRequest, damage: Damage) -> None:
+    damage(17, 20)  # there are fewer clips to test on
+    changes = ["finetune.batch_videos=4", "finetune.accumulate=4", "finetune.epochs=1", "finetune.warmup_epochs=0"]
+    recipe = override(request_.recipe, changes)
+    folder = request_.run_dir
+    finetune(
+        FinetuneRequest(
+            request_.workspace,
+            "random",
+            ("tiny",),
+            "tiny:val",
+            recipe,
+            folder,
+            skip_damaged=2,
+            device="cpu",
+            cache_bytes=0,
+        )
+    )
+    assert sorted(json.loads((folder / "skipped.json").read_text())) == ["tinytrain0017", "tinytrain0020"]
+
+
+def test_a_sweep_has_no_batch_of_damaged_clips_alone(small_world: Path, damage: Damage) -> None:
+    damage(*range(4, 8))
+    options = ReadOptions(cache_bytes=0, skip_damaged=4)
+    sources = open_sources(small_world, ["tiny"])
+    sweep = SweepLoader(small_world, sources, rule=FrameRule(4, 4), views=1, batch_videos=4, options=options)
+    assert [int(batch.numbers[0]) for batch in sweep.batches()] == [0, 8, 12, 16, 20]
+    assert len(sweep.reader.skipped) == 4
