@@ -53,7 +53,9 @@ PrefetchOption = Annotated[
 StoreCacheOption = Annotated[
     float, typer.Option(help="Of sets that stand on a store: gigabytes of clips that are kept on this disk.")
 ]
-SkipOption = Annotated[int, typer.Option(help="Leave out at most this many damaged samples.")]
+SkipOption = Annotated[
+    int, typer.Option(help="Leave out at most this many damaged samples, over all processes and starts.")
+]
 CheckpointOption = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 AcceptOption = Annotated[bool, typer.Option("--accept-new-data", help="Resume although a set has changed.")]
 ForceOption = Annotated[
