@@ -82,7 +82,8 @@ class Header:
 
     `width_px`, `height_px` are coded sizes; `rotation_degrees` is the counter-clockwise turn that makes the picture upright as PyAV
     tells it; `sample_aspect` is the pixel's width over its height; `stream_index` is the picture stream chosen. `first_frame_seconds` counts
-    from `start_seconds`, where the container starts: pictures may begin later than sound.
+    from `start_seconds`, where the container starts: pictures may begin later than sound. A seek counts from `start_seconds` less
+    `start_delay_seconds`.
     """
 
     container: str
@@ -100,6 +101,7 @@ class Header:
     claimed_frames: int
     claimed_fps: float | None
     start_seconds: float | None
+    start_delay_seconds: float
     first_frame_seconds: float
     num_bytes: int
 
@@ -335,6 +337,7 @@ def header_of(container: InputContainer, size: int, *, decodes: bool = True) -> 
     layout = frame.format if frame is not None else context.format
     rate = stream.average_rate or stream.guessed_rate
     start = _start_seconds(container, stream)
+    earliest = start if container.start_time is None else container.start_time / av.time_base
     first = start if frame is None else frame.time
     header = Header(
         container=container.format.name.split(",")[0],
@@ -352,6 +355,7 @@ def header_of(container: InputContainer, size: int, *, decodes: bool = True) -> 
         claimed_frames=stream.frames,
         claimed_fps=float(rate) if rate else None,
         start_seconds=start,
+        start_delay_seconds=max(0.0, round((start or 0.0) - (earliest or 0.0), 6)),
         first_frame_seconds=max(0.0, round((first or 0.0) - (start or 0.0), 6)),
         num_bytes=size,
     )
