@@ -40,6 +40,8 @@ from stmae_data.records import ClipSpan, MediaFacts, StoredFacts
 __all__ = ["EncodedClip", "Encoding", "check_span", "encode_clip", "ffmpeg_executable", "ffmpeg_version", "steady_asm"]
 
 
+# More pictures than this no decoder holds back: what begins later begins late on purpose.
+_MOST_REORDERED = 16
 # Slower claims come from broken time scales; believing them would repeat every frame for minutes.
 _SLOWEST_FPS = 0.5
 
@@ -175,12 +177,33 @@ class _Pass:
 
 def _cut(descriptor: int, header: Header, encoding: Encoding, span: ClipSpan) -> tuple[Graph, _Pass]:
     """Decode a span: at once where a seek ends before it, else from further and further ahead."""
-    *tried, last = (graph_of(header, encoding, span, None, seek_seconds=seek) for seek in seeks(header, span))
+    zero = _first_picture_seconds(descriptor, header)
+    *tried, last = (
+        graph_of(header, encoding, span, None, seek_seconds=seek, zero_seconds=zero)
+        for seek in seeks(header, span, zero_seconds=zero)
+    )
     for graph in tried:
         took = _pass(descriptor, graph, planned_seconds=span.seconds)
         if not took.begins_late(header, graph):
             return graph, took
     return last, _pass(descriptor, last, planned_seconds=span.seconds)
+
+
+def _first_picture_seconds(descriptor: int, header: Header) -> float:
+    """Where the pictures of an AVI begin on ffmpeg's clock, which is its zero; 0 for other containers, which say when to show each picture.
+
+    An AVI gives the order of decoding alone. ffmpeg puts the first picture as many frames late as it thinks the decoder holds back, and how
+    many it thinks the header read by another program does not tell.
+    """
+    latest = _MOST_REORDERED / (header.claimed_fps or STORED_FPS)
+    if header.container != "avi" or not 0 < header.first_frame_seconds <= latest:
+        return 0.0
+    graph = graph_of(header, Encoding("copy"), ClipSpan(0, max(1, round(2000 * latest))), None)
+    try:
+        took = _pass(descriptor, graph, planned_seconds=2 * latest)
+    except ClipRejected:
+        return 0.0  # the span may be whole where the beginning is not
+    return float(took.times[0]) if len(took.times) and 0 < took.times[0] <= latest else 0.0
 
 
 def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
