@@ -298,6 +298,12 @@ def _list(request: BuildRequest) -> SourceListing:
             f"There is nothing to build {request.set_name} from: no video was found for {request.manifest.name}; "
             "name its folders with --from and its tables with --annotations."
         )
+    encoding, first = _encoding(request), next((row for row in listing.rows if row.is_cut), None)
+    if encoding.keeps_source and first is not None:  # a plan of such rows could be neither worked nor replaced
+        raise UsageError(
+            f"Encoding {encoding.mode!r} keeps files whole and cannot cut a span, as {request.manifest.name} asks of "
+            f"{first.source_uri} and others; use layered, lean or fast."
+        )
     return listing
 
 
