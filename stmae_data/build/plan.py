@@ -216,7 +216,7 @@ def _named(
             return row
         try:
             with open_bytes(row.source_uri, row.source_member) as descriptor:
-                sha256 = media.hash_descriptor(descriptor)
+                sha256 = media.hash_once(descriptor)
         except ClipRejected as rejected:
             return dataclasses.replace(row, problem=(rejected.reason, rejected.detail))
         clip_id = web_clip_id(sha256, start_ms=row.start_ms, end_ms=row.end_ms)

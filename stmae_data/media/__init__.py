@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
 import re
@@ -29,6 +28,7 @@ from av.video.stream import VideoStream
 from stmae_data import limits
 from stmae_data.errors import ClipRejected, Reason
 from stmae_data.limits import Finished, Limits
+from stmae_data.media.hashing import hash_descriptor, hash_once
 from stmae_data.media.reasons import reason_of
 from stmae_data.media.sniff import sniff, walk_boxes
 
@@ -39,6 +39,7 @@ __all__ = [
     "Policy",
     "examine",
     "hash_descriptor",
+    "hash_once",
     "header_of",
     "open_source",
     "open_video",
@@ -51,7 +52,6 @@ __all__ = [
 FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 """Containers that are read. Leaving out HLS, DASH, concat, SDP, image2, SVG and GIF is what keeps inputs from pointing elsewhere."""
 
-_PIECE = 1 << 20
 _SNIFFED_BYTES = 4096
 _FIRST_FRAME_PACKETS = 200
 
@@ -179,15 +179,6 @@ def source_of_bytes(data: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def hash_descriptor(descriptor: int) -> str:
-    """sha256 of the whole file behind a descriptor; its offset is left alone."""
-    digest, offset = hashlib.sha256(), 0
-    while piece := os.pread(descriptor, _PIECE, offset):
-        digest.update(piece)
-        offset += len(piece)
-    return digest.hexdigest()
 
 
 def read_all(descriptor: int) -> bytes:
