@@ -1,13 +1,15 @@
 """SQL written by the operator, in a locked-down connection of its own.
 
-Our code opens an in-memory database, copies the books it may see into tables, takes away every way to the outside and to the settings,
-then runs the text: exactly one SELECT statement, in a read-only transaction, under a time limit. No text filter stands in for the lock:
+Our code opens a database of its own, copies the books it may see into tables, takes away every way to the outside and to the settings,
+then runs the text: exactly one SELECT statement, in a read-only transaction, under a time limit. The tables stand in a nameless file,
+so that books larger than the memory have room. No text filter stands in for the lock:
 `n>1) or (select count(*) from read_csv('x'))` is one SELECT statement to the parser, and it is the lock that refuses it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 import duckdb
 
 from stmae_data import files
-from stmae_data.catalog.books import find_books, load_books
+from stmae_data.catalog.books import SetBooks, find_books, load_books
 from stmae_data.errors import SelectionError
 
 __all__ = ["Answer", "locked_select", "sql"]
@@ -57,18 +59,13 @@ def locked_select(
         max_rows: stop after so many rows.
 
     Raises:
-        SelectionError: the text is not one SELECT, reaches outside the books, fails or takes too long.
+        SelectionError: the text is not one SELECT, reaches outside the books, fails or takes too long; no room for the books.
         SetError: a set is missing or damaged.
     """
     books = find_books(workspace, sets)
     connection = files.connect(memory_limit=memory_limit)
     try:
-        load_books(connection, books, has_embeddings="embedding" in text.casefold())
-        # In this order: after the last line no setting can change again. An empty temp_directory forbids spilling into the current folder,
-        # and without replacements a table name cannot reach variables of this Python process.
-        for setting in ("temp_directory = ''", "python_enable_replacements = false", "enable_external_access = false"):
-            connection.execute(f"SET {setting}")
-        connection.execute("SET lock_configuration = true")
+        _lock_in(connection, books, has_embeddings="embedding" in text.casefold())
         _require_one_select(connection, text)
         return _run(connection, text, parameters, timeout_seconds, max_rows)
     finally:
@@ -78,6 +75,39 @@ def locked_select(
 def sql(workspace: Path, text: str, *, timeout_seconds: float = 30.0, max_rows: int | None = None) -> Answer:
     """`locked_select` over every set of the workspace: what `stmae-data sql` runs."""
     return locked_select(workspace, text, timeout_seconds=timeout_seconds, max_rows=max_rows)
+
+
+def _lock_in(connection: Any, books: Sequence[SetBooks], *, has_embeddings: bool) -> None:
+    """Load the books into a file that loses its name before any text runs, then lock the connection.
+
+    In memory, books of a million clips would spill into a folder that the text could read. The open file serves the tables, read-only,
+    and nothing is left of it when the connection closes, however it ends.
+    """
+    try:
+        # Nothing ever spills into the current folder; this cannot be said any more once something has.
+        connection.execute("SET temp_directory = ''")
+        with tempfile.TemporaryDirectory(prefix="stmae-sql-") as folder:
+            place = str(Path(folder, "books.duckdb")).replace("'", "''")
+            # Row groups are buffered whole: small ones bound the memory where descriptions are long.
+            connection.execute(f"ATTACH '{place}' AS books (ROW_GROUP_SIZE 16384)")
+            connection.execute("USE books")
+            connection.execute("BEGIN")
+            load_books(connection, books, has_embeddings=has_embeddings)
+            connection.execute("COMMIT")
+            connection.execute("USE memory")
+            connection.execute("DETACH books")
+            connection.execute(f"ATTACH '{place}' AS books (READ_ONLY)")
+            connection.execute("USE books")
+        # In this order: after the last line no setting can change again. Without replacements a table name cannot reach variables of this
+        # Python process.
+        for setting in ("python_enable_replacements = false", "enable_external_access = false"):
+            connection.execute(f"SET {setting}")
+        connection.execute("SET lock_configuration = true")
+    except (duckdb.Error, OSError) as error:
+        raise SelectionError(
+            f"The books cannot be laid out for SQL in {tempfile.gettempdir()}: {_first_line(error)} "
+            "Make room there, or name another folder in TMPDIR."
+        ) from error
 
 
 def _require_one_select(connection: Any, text: str) -> None:
