@@ -44,7 +44,10 @@ _PLACE: Final = r"(?i)^[a-z][a-z0-9+.-]*://(?:[^/?#@]*@)?([^/?#:]*)(?::(?:80|443
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """One row of one set that is meant, and why. `is_waiting`: the set is still being built, or the row is planned alone."""
+    """One row of one set that is meant, and why. `is_waiting`: the set is still being built, or the row is planned alone.
+
+    `start_ms` and `end_ms` are the piece of the source that the row is; None where it is all of it.
+    """
 
     set_name: str
     row_id: str
@@ -53,18 +56,23 @@ class Hit:
     is_removed: bool
     is_waiting: bool
     source_uri: str | None
+    stored_sha256: str | None
+    source_sha256: str | None
+    start_ms: int | None
+    end_ms: int | None
     why: str
 
 
 Kin = tuple[str | None, str | None, int | None, int | None]
-"""What tells bytes apart, whatever they are called: sha256 as stored, sha256 of the source with start and end of the piece."""
+"""What tells bytes apart, whatever they are called: sha256 as stored, sha256 of the source with start and end of the piece that was cut
+out of it, or without them where all of it is meant."""
 
 
 def kin_in(workspace: Path, name: str, wanted: Wanted) -> list[Kin]:
     """The bytes of everything in a set that is meant, removed before or not: they may stand elsewhere under another id."""
     with _matching(workspace, name, wanted) as (_, connection):
         found: list[Kin] = connection.execute(
-            """SELECT DISTINCT stored_sha256, source_sha256, start_ms, end_ms FROM row
+            """SELECT DISTINCT stored_sha256, source_sha256, piece_start, piece_end FROM row
                WHERE row_id IN (SELECT row_id FROM hit) AND coalesce(stored_sha256, source_sha256) IS NOT NULL"""
         ).fetchall()
     return found
@@ -79,13 +87,14 @@ def hits_in(workspace: Path, name: str, wanted: Wanted, kin: Iterable[Kin]) -> t
         connection.execute(
             """INSERT INTO hit SELECT row_id, 'bytes', '' FROM
                  (SELECT row_id FROM row JOIN kin ON stored_sha256 = stored UNION
-                  SELECT row_id FROM row JOIN kin ON source_sha256 = source AND row.start_ms IS NOT DISTINCT FROM kin.start_ms
-                    AND row.end_ms IS NOT DISTINCT FROM kin.end_ms)
+                  SELECT row_id FROM row JOIN kin ON source_sha256 = source AND (kin.start_ms IS NULL AND kin.end_ms IS NULL
+                    OR piece_start IS NOT DISTINCT FROM kin.start_ms AND piece_end IS NOT DISTINCT FROM kin.end_ms))
                WHERE row_id NOT IN (SELECT row_id FROM hit)"""
         )
         rows = connection.execute(
             """SELECT row_id, clip_id, outcome IS NOT DISTINCT FROM 'written', reason IS NOT DISTINCT FROM 'removed',
                       place = 'plan' OR ?, source_uri,
+                      stored_sha256, source_sha256, piece_start, piece_end,
                       (SELECT string_agg(DISTINCT kind, ', ' ORDER BY kind) FROM hit WHERE hit.row_id = row.row_id)
                FROM row WHERE row_id IN (SELECT row_id FROM hit) ORDER BY row_id""",
             [not is_sealed],
@@ -101,13 +110,19 @@ def _matching(workspace: Path, name: str, wanted: Wanted) -> Iterator[tuple[bool
     fields = ", ".join(f"{column} {kind}" for column, kind in columns.items())
     connection = files.connect()
     try:
-        connection.execute(f"CREATE TABLE row (place VARCHAR, {fields})")
+        connection.execute(f"CREATE TABLE row (place VARCHAR, {fields}, piece_start BIGINT, piece_end BIGINT)")
+        connection.execute(f"CREATE TABLE plan (place VARCHAR, {fields}, is_cut BOOLEAN)")
         insert_known(connection, "row", columns, book.ledgers, {"place": "ledger"})
         plan = book.folder / "meta" / "plan.parquet"
         if plan.is_file():
-            connection.execute(f"CREATE TABLE plan (place VARCHAR, {fields})")
-            insert_known(connection, "plan", columns, [plan], {"place": "plan"})
-            connection.execute("INSERT INTO row SELECT * FROM plan ANTI JOIN row USING (row_id)")
+            insert_known(connection, "plan", {**columns, "is_cut": "BOOLEAN"}, [plan], {"place": "plan"})
+            connection.execute(
+                "INSERT INTO row BY NAME SELECT * EXCLUDE (is_cut) FROM plan ANTI JOIN row USING (row_id)"
+            )
+        connection.execute(
+            """UPDATE row SET piece_start = start_ms, piece_end = end_ms
+               WHERE row_id NOT IN (SELECT row_id FROM plan WHERE is_cut IS FALSE)"""
+        )
         connection.execute("CREATE TABLE wanted (kind VARCHAR, value VARCHAR, place VARCHAR, youtube VARCHAR)")
         told = [(kind, value, *(place_of(value) if kind == "url" else (None, None))) for kind, value in wanted.pairs()]
         _fill(connection, "wanted", told)

@@ -110,6 +110,23 @@ def test_the_same_bytes_under_another_id_go_along(workspace: Path) -> None:
     assert twin["reason"] == "removed"
 
 
+def test_a_whole_file_takes_the_pieces_cut_from_it_along_and_a_piece_only_itself(
+    tmp_path: Path, small_sets: ModuleType
+) -> None:
+    small_sets.make(tmp_path, "whole", [small_sets.clip("train", n, source=f"film {n}") for n in range(2)])
+    pieces = [
+        small_sets.clip("train", 10 + n, source="film 0", youtube=(f"piece-{n:05d}", 10 * n, 10 * n + 10))
+        for n in range(3)
+    ]
+    small_sets.make(tmp_path, "pieces", pieces)
+    whole = rows(tmp_path, "whole")
+    first = next(row for row in whole if row["source_sha256"] == pieces[0]["source_sha256"])
+    gone = take(tmp_path, ids=["piece-00001"], dry_run=True)
+    assert [clip_id for _, clip_id in gone.clips] == ["piece-00001_000010_000020"]
+    gone = take(tmp_path, ids=[first["clip_id"]])
+    assert [name for name, _ in gone.clips] == ["pieces", "pieces", "pieces", "whole"]
+
+
 @pytest.mark.parametrize(
     ("named", "clips"),
     [
