@@ -37,7 +37,7 @@ def remove(
 ) -> None:
     """Take clips down, out of every set.
 
-    The same bytes under any other id go too, and tombstones keep them away.
+    The same bytes under any other id go too; later builds, of any set of the workspace, take in nothing that is named here.
 
     Only shards that hold such clips are rewritten, each set gets a new version. Sets to look at come first, the lists after them.
 

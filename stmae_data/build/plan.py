@@ -261,7 +261,8 @@ def _decided(row: SourceRow, tombstones: Tombstones, standing: Collection[str]) 
     """Say at once why a row will not be written, where the set's books know."""
     if row.problem is not None:
         return row
-    problem = tombstones.problem_of_id(row_id_of(row), row.clip_id) or tombstones.problem_of_bytes(
+    told = {name: getattr(row, name) for name in ("platform", "platform_id", "source_uri")} | row.web
+    problem = tombstones.problem_of_id(row_id_of(row), row.clip_id, told) or tombstones.problem_of_bytes(
         row.source_sha256, is_cut=row.is_cut, start_ms=row.start_ms, end_ms=row.end_ms
     )
     if problem is None and row.clip_id in standing:

@@ -52,7 +52,7 @@ def build_shard(task: dict[str, Any], tick: Tick) -> dict[str, Any]:
             entry = _start_entry(row, task)
             ledger.append(entry)
             last = written[-1] if written else None
-            problem = tombstones.problem_of_id(row["row_id"], row["clip_id"])
+            problem = tombstones.problem_of_id(row["row_id"], row["clip_id"], row)
             if row["planned_reason"] is not None:
                 problem = (Reason(row["planned_reason"]), row["planned_detail"] or "")
             if problem is not None:
@@ -138,6 +138,8 @@ def _encode(
             else:
                 header = media.probe(descriptor)
                 clip = encode_clip(descriptor, header, encoding=encoding, span=span)
+            if (gone := tombstones.problem_of_clip(clip.stream_sha256, clip.stored.stored_sha256)) is not None:
+                raise ClipRejected(*gone)
             after = os.fstat(descriptor)
             if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                 raise ClipRejected(Reason.CHANGED, "the file changed while it was read")

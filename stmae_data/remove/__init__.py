@@ -1,8 +1,9 @@
 """Takedown: clips leave every set of a workspace by id, address, uploader or hash, and stay away.
 
-Per set: what an earlier rewrite left is finished -> matching rows are found -> decisions are written -> `rewrite` takes the rows out of the
-shards they stand in, tombstones them and seals a new version. Rows of the same bytes under another id, in any of the sets, go along; rows
-that failed or were dropped are tombstoned too, so that no later build takes them up. Killed anywhere, the same command finishes.
+First the workspace's book notes what is named and what was found by it, which no later build of any set takes in. Then, per set: what an
+earlier rewrite left is finished -> matching rows are found -> decisions are written -> `rewrite` takes the rows out of the shards they stand
+in, tombstones them and seals a new version. Rows of the same bytes under another id, in any of the sets, go along; rows that failed or were
+dropped are tombstoned too. Killed anywhere, the same command finishes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from stmae_data.catalog import find_books
 from stmae_data.catalog.books import DECISION_COLUMNS
 from stmae_data.errors import Reason, SelectionError, SetError, UsageError
 from stmae_data.records import set_folder
+from stmae_data.remove.book import note_takedown
 from stmae_data.remove.match import Hit, hits_in, kin_in
 from stmae_data.remove.wanted import Wanted, read_wanted
 from stmae_data.rewrite import RewriteReport, Verdict, finish_rewrite, refuse_on_store, rewrite
@@ -119,10 +121,12 @@ def _remove(
             finish_rewrite(workspace, name)
     kin = {each for name in names for each in kin_in(workspace, name, wanted)}
     if written is not None:  # before the first set changes
+        first = {name: hits_in(workspace, name, wanted, kin)[0] for name in names}
         away = [name for name in names if store_url(set_folder(workspace, name)) is not None]
-        refuse_on_store(
-            workspace, [name for name in away if any(map(_is_going, hits_in(workspace, name, wanted, kin)[0]))]
-        )
+        refuse_on_store(workspace, [name for name in away if any(map(_is_going, first[name]))])
+        known = [hit for mine in first.values() for hit in mine]
+        if known:
+            note_takedown(workspace, wanted, known, reason=reason, sets=sets, removed_at=removed_at)
     hits: dict[tuple[str, str], Hit] = {}
     found: set[tuple[str, str]] = set()
     for name in names:

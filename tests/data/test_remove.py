@@ -210,6 +210,7 @@ def test_vectors_of_removed_clips_go_too(workspace: Path) -> None:
 STEPS = [
     f"{point}.{step}:{number}"
     for point, number in (
+        ("takedown", 1),
         ("decisions", 1),
         ("intent", 1),
         ("shard", 1),
