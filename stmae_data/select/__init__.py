@@ -45,6 +45,9 @@ __all__ = [
 SELECTION_COLUMNS: Final = {"clip_id": "VARCHAR", "ordinal": "BIGINT"}
 """Columns of `selections/<name>.parquet` (FACTS-inputs §4.3)."""
 
+_FACTS: Final = {"digest", "num_clips", "seconds", "run_id"}
+"""What the description of a selection says of its result; the rest says how it was chosen."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -258,10 +261,10 @@ def _standing(path: Path, description: Mapping[str, Any]) -> Selection | None:
     if not path.with_suffix(".json").is_file():
         return None
     said = files.read_json(path.with_suffix(".json"))
-    for key, value in description.items():
-        if said.get(key) != value:
+    for key in sorted({*description, *said} - _FACTS):
+        if said.get(key) != description.get(key):
             raise SelectionError(
-                f"There is a selection {path.stem} already, with {key} = {said.get(key)!r:.120}, wanted {value!r:.120}; "
+                f"There is a selection {path.stem} already, with {key} = {said.get(key)!r:.120}, wanted {description.get(key)!r:.120}; "
                 "selections do not change: choose another name."
             )
     return Selection(path.stem, str(said["digest"]), int(said["num_clips"]), float(said["seconds"]), path)

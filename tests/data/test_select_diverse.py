@@ -71,6 +71,16 @@ def test_every_direction_comes_before_any_comes_twice(workspace: Path, world: di
     assert chosen(workspace, "other", samples=8, seed=1) != chosen(workspace, "one", samples=8, seed=0)
 
 
+def test_a_choice_without_diverse_is_another_choice(workspace: Path, world: dict[str, NDArray[np.float64]]) -> None:
+    chosen(workspace, "few", samples=8)
+    with pytest.raises(SelectionError, match="There is a selection few already, with diverse = {'embedding.*, wanted None"):
+        make_selection(workspace, "few", source=SetRef("many"), samples=8)
+    assert make_selection(workspace, "few", source=SetRef("many"), samples=8, is_diverse=True).num_clips == 8
+    make_selection(workspace, "plain", source=SetRef("many"), samples=8)
+    with pytest.raises(SelectionError, match="with diverse = None, wanted {"):
+        chosen(workspace, "plain", samples=8)
+
+
 def test_a_cosine_to_stop_at_leaves_no_two_alike(workspace: Path, world: dict[str, NDArray[np.float64]]) -> None:
     kept = chosen(workspace, "apart", max_cosine=TIGHT)
     units = {clip: vector / np.linalg.norm(vector) for clip, vector in world.items()}
