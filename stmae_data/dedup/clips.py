@@ -15,7 +15,7 @@ import numpy as np
 from stmae_data import files
 from stmae_data.errors import SetError, SourceError
 from stmae_data.records import SetRef
-from stmae_data.shards import ShardSet, fingerprint_path, open_set, set_digest
+from stmae_data.shards import ShardSet, fingerprint_path, open_set, selected_ids, set_digest
 from stmae_data.sources.tables import read_table_clips
 
 __all__ = [
@@ -78,7 +78,7 @@ def pool_of(workspace: Path, text: str | SetRef, *, default_split: str = "train"
     """The pool a reference names: SET[:SPLIT][/SELECTION], or the path of a csv, json or parquet table.
 
     Raises:
-        SetError: no such set, split or selection; SourceError: the table cannot be read; UsageError: neither.
+        SetError: no such set, split or selection; SelectionError: a damaged selection; SourceError: the table cannot be read; UsageError: neither.
     """
     if isinstance(text, str) and is_table(text):
         path = Path(text)
@@ -101,6 +101,7 @@ def pool_of(workspace: Path, text: str | SetRef, *, default_split: str = "train"
             raise SetError(
                 f"Selection {reference.selection} was made from another state of {found.name}; make it again under a new name: stmae-data select."
             )
+        selected_ids(selection, said)
         digest = str(said["digest"])
     return Pool(str(reference), digest, reference, found, selection)
 

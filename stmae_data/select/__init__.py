@@ -7,7 +7,6 @@ Clips stand in the order of hash(seed, clip id), or begin with its first and go 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -30,7 +29,7 @@ from stmae_data.select.candidates import (
 from stmae_data.select.diverse import METHOD, Embedding, farthest_first, find_embedding, read_vectors
 from stmae_data.select.names import class_named
 from stmae_data.select.profile import apportion
-from stmae_data.shards import open_set
+from stmae_data.shards import open_set, selection_digest
 
 __all__ = [
     "SELECTION_COLUMNS",
@@ -109,7 +108,7 @@ def make_selection(
 
     Raises:
         SelectionError: bad SQL, nothing or not enough found, or the name stands for another choice.
-        UsageError: a number or name that cannot be; SetError: a set is missing or damaged.
+        UsageError: a number or name that cannot be; SetError: a set is missing or damaged; Busy: it is being written.
     """
     _check(name, per_class=per_class, samples=samples, share=share, hours=hours)
     amounts = [each for each in (samples, share, hours, max_cosine) if each is not None]
@@ -178,7 +177,8 @@ def make_selection(
     clips = _beginning(clips, samples=samples, share=share, hours=hours, name=name)
     if not clips:
         raise SelectionError(f"Selection {name} would be empty: no clip of {source} meets it; ask for less.")
-    return _commit(path, clips, description)
+    with files.lock(path.with_name(f".{name}.lock"), what=f"Selection {name}"):
+        return _standing(path, description) or _commit(path, clips, description)  # another may have made it meanwhile
 
 
 def selected_clips(workspace: Path, reference: SetRef) -> frozenset[str]:
@@ -335,9 +335,7 @@ def _beginning(
 
 
 def _commit(path: Path, clips: Sequence[Candidate], description: Mapping[str, Any]) -> Selection:
-    parents = "".join(f"{parent['name']} {parent['digest']}\n" for parent in description["parents"])
-    listed = "".join(f"{clip.clip_id}\n" for clip in clips)
-    digest = hashlib.sha256((parents + "\n" + listed).encode()).hexdigest()
+    digest = selection_digest(description["parents"], (clip.clip_id for clip in clips))
     seconds = round(sum(clip.seconds for clip in clips), 3)
     rows = [{"clip_id": clip.clip_id, "ordinal": ordinal} for ordinal, clip in enumerate(clips)]
     files.commit_table(path, rows, SELECTION_COLUMNS, point="selection", order_by="ordinal")

@@ -12,7 +12,7 @@ from stmae_data import files
 from stmae_data.catalog import locked_select
 from stmae_data.errors import SelectionError
 from stmae_data.records import SetRef
-from stmae_data.shards import ShardSet
+from stmae_data.shards import ShardSet, selected_ids
 
 __all__ = ["Candidate", "candidates", "first_of_each", "labels_of", "meeting", "selection_exists", "synonyms_of"]
 
@@ -32,7 +32,7 @@ def candidates(workspace: Path, found: ShardSet, reference: SetRef) -> list[Cand
     """The written clips a reference names, by clip id.
 
     Raises:
-        SelectionError: its selection is missing or was made from another state of the set.
+        SelectionError: its selection is missing, damaged or was made from another state of the set.
     """
     query = """SELECT clip_id, coalesce(stored_seconds, 0) AS seconds, coalesce(title, '') AS title,
                       [a.label_raw FOR a IN annotations IF a.label_raw IS NOT NULL][1] AS label, [t.tag FOR t IN tags] AS tags
@@ -40,13 +40,14 @@ def candidates(workspace: Path, found: ShardSet, reference: SetRef) -> list[Cand
     rows = files.read_table(found.ledgers(reference.split), query)
     if selection_exists(workspace, reference):
         book = workspace / "selections" / f"{reference.selection}.parquet"
-        said = {parent["name"]: parent["digest"] for parent in files.read_json(book.with_suffix(".json"))["parents"]}
+        description = files.read_json(book.with_suffix(".json"))
+        said = {parent["name"]: parent["digest"] for parent in description["parents"]}
         if said.get(found.name) != found.digest:
             raise SelectionError(
                 f"Selection {reference.selection} was made from another state of {found.name} (digest {str(said.get(found.name))[:12]}, "
                 f"now {found.digest[:12]}); make it again under a new name: stmae-data select."
             )
-        chosen = {row["clip_id"] for row in files.read_table(book)}
+        chosen = set(selected_ids(book, description))
         rows = [row for row in rows if row["clip_id"] in chosen]
     return [
         Candidate(

@@ -24,6 +24,7 @@ from stmae_data.shards.seal import (
     shards_on_store,
     store_url,
 )
+from stmae_data.shards.selected import selected_ids, selection_digest
 from stmae_data.shards.tar import Placement, Sample, TarMember, commit_shard, iterate_tar, read_range, sample_json
 
 __all__ = [
@@ -54,6 +55,8 @@ __all__ = [
     "sample_index",
     "sample_json",
     "seal_set",
+    "selected_ids",
+    "selection_digest",
     "set_digest",
     "shard_info",
     "shard_name",

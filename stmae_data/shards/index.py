@@ -12,6 +12,7 @@ from stmae_data import files
 from stmae_data.errors import SetError
 from stmae_data.records import SetRef
 from stmae_data.shards.seal import ShardSet, open_set
+from stmae_data.shards.selected import selected_ids
 
 __all__ = ["SampleIndex", "sample_index"]
 
@@ -49,7 +50,8 @@ def sample_index(workspace: Path, reference: SetRef) -> SampleIndex:
     `digest` is the selection's digest where one is named, else the set's.
 
     Raises:
-        SetError: the set, split or selection is missing or not usable, or no sample is left.
+        SetError: the set, split or selection is missing or not usable, or no sample is left; SelectionError: table and description of
+            the selection do not belong together.
     """
     found = open_set(workspace, reference.set_name, books_only=True)
     shards = found.of_split(reference.split)
@@ -92,7 +94,7 @@ def sample_index(workspace: Path, reference: SetRef) -> SampleIndex:
 
 
 def _selection(workspace: Path, reference: SetRef, found: ShardSet) -> tuple[Path, str]:
-    """The parquet and digest of a named selection, refused when its set has changed since."""
+    """The parquet and digest of a named selection, refused when its set has changed since, or when they do not belong together."""
     base = workspace / "selections" / f"{reference.selection}.json"
     if not base.is_file():
         raise SetError(
@@ -105,4 +107,5 @@ def _selection(workspace: Path, reference: SetRef, found: ShardSet) -> tuple[Pat
             f"Selection {reference.selection} was made from another state of {found.name} (digest {str(parents.get(found.name))[:12]}, "
             f"now {found.digest[:12]}); make it again under a new name: stmae-data select."
         )
+    selected_ids(base.with_suffix(".parquet"), description)
     return base.with_suffix(".parquet"), str(description["digest"])

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from stmae_data import files
-from stmae_data.errors import Reason, SelectionError, SetError, UsageError
+from stmae_data.dedup import leaks
+from stmae_data.errors import Busy, Reason, SelectionError, SetError, UsageError
 from stmae_data.records import SetRef
 from stmae_data.report import render_sample
 from stmae_data.report.sample import precision_of
@@ -83,6 +84,48 @@ def test_the_same_choice_is_reused_and_another_under_its_name_is_refused(workspa
     assert twin.digest == first.digest and first.path.read_bytes() == written
     with pytest.raises(SelectionError, match="There is a selection same already"):
         make_selection(workspace, "same", source=SetRef("named"), samples=6)
+
+
+def test_two_of_one_name_at_once_leave_one_that_agrees_with_itself(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process chooses otherwise while this one looks, and again while it writes."""
+    lock, errors = files.lock, []
+
+    def overtaken(path: Path, *, what: str) -> Any:
+        monkeypatch.undo()
+        make_selection(workspace, "x", source=SetRef("named"), samples=5)
+        return lock(path, what=what)
+
+    monkeypatch.setattr(files, "lock", overtaken)
+    with pytest.raises(SelectionError, match="There is a selection x already, with parameters"):
+        make_selection(workspace, "x", source=SetRef("named"), samples=9)
+    commit_json = files.commit_json
+
+    def during(path: Path, value: Any, *, point: str) -> None:
+        monkeypatch.undo()
+        with pytest.raises(Busy, match="Selection y is being written by process") as caught:
+            make_selection(workspace, "y", source=SetRef("named"), samples=9)
+        errors.append(caught.value.exit_code)
+        commit_json(path, value, point=point)
+
+    monkeypatch.setattr(files, "commit_json", during)
+    make_selection(workspace, "y", source=SetRef("named"), samples=5)
+    assert errors == [75]
+    for name in ("x", "y"):
+        assert len(selected_clips(workspace, SetRef("named", selection=name))) == 5
+
+
+def test_a_selection_whose_files_disagree_is_refused(workspace: Path) -> None:
+    made = make_selection(workspace, "x", source=SetRef("named"), samples=5)
+    other = make_selection(workspace, "other", source=SetRef("named"), samples=9)
+    made.path.write_bytes(other.path.read_bytes())
+    with pytest.raises(
+        SelectionError, match=r"x.parquet holds 9 clips of digest .*, x.json says 5 of .*remove both files"
+    ):
+        selected_clips(workspace, SetRef("named", selection="x"))
+    with pytest.raises(SelectionError, match="remove both files"):
+        leaks(workspace, ["named/x"], ["named:val"])
 
 
 def test_the_description_says_where_it_came_from(workspace: Path) -> None:

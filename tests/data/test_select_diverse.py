@@ -73,11 +73,13 @@ def test_every_direction_comes_before_any_comes_twice(workspace: Path, world: di
 
 def test_a_choice_without_diverse_is_another_choice(workspace: Path, world: dict[str, NDArray[np.float64]]) -> None:
     chosen(workspace, "few", samples=8)
-    with pytest.raises(SelectionError, match="There is a selection few already, with diverse = {'embedding.*, wanted None"):
+    with pytest.raises(
+        SelectionError, match=r"There is a selection few already, with diverse = {'embedding.*, wanted None"
+    ):
         make_selection(workspace, "few", source=SetRef("many"), samples=8)
     assert make_selection(workspace, "few", source=SetRef("many"), samples=8, is_diverse=True).num_clips == 8
     make_selection(workspace, "plain", source=SetRef("many"), samples=8)
-    with pytest.raises(SelectionError, match="with diverse = None, wanted {"):
+    with pytest.raises(SelectionError, match=r"with diverse = None, wanted {"):
         chosen(workspace, "plain", samples=8)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stmae_data import files, shards
-from stmae_data.errors import SetError
+from stmae_data.errors import SelectionError, SetError
 from stmae_data.records import SAMPLE_FIELDS, SetRef
 
 
@@ -170,16 +170,19 @@ def test_a_selection_is_refused_once_its_set_has_changed(workspace: Path) -> Non
     base = workspace / "selections" / "two"
     files.commit_table(
         base.with_suffix(".parquet"),
-        [{"clip_id": "clip001"}, {"clip_id": "clip003"}],
-        {"clip_id": "VARCHAR"},
+        [{"clip_id": "clip001", "ordinal": 1}, {"clip_id": "clip003", "ordinal": 0}],
+        {"clip_id": "VARCHAR", "ordinal": "BIGINT"},
         point="s",
     )
-    files.commit_json(
-        base.with_suffix(".json"), {"digest": "d", "parents": [{"name": "tiny", "digest": digest}]}, point="s"
-    )
+    parents = [{"name": "tiny", "digest": digest}]
+    own = shards.selection_digest(parents, ["clip003", "clip001"])
+    files.commit_json(base.with_suffix(".json"), {"digest": own, "parents": parents}, point="s")
     index = shards.sample_index(workspace, SetRef("tiny", "train", "two"))
     assert index.clip_ids.tolist() == ["clip001", "clip003"]
-    assert index.digest == "d"
+    assert index.digest == own
+    files.commit_json(base.with_suffix(".json"), {"digest": "d" * 64, "parents": parents}, point="s")
+    with pytest.raises(SelectionError, match=r"two.parquet holds 2 clips of digest .*, two.json says"):
+        shards.sample_index(workspace, SetRef("tiny", "train", "two"))
     files.commit_json(
         base.with_suffix(".json"), {"digest": "d", "parents": [{"name": "tiny", "digest": "other"}]}, point="s"
     )
