@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import functools
 import json
+import math
 import os
 import signal
 import sys
@@ -168,8 +169,20 @@ def done(text: str, path: Path | None, *, is_json: bool) -> None:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+    """One JSON document on stdout; a number that JSON has not (NaN, infinity) is null there."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
+    except (TypeError, ValueError):
+        text = json.dumps(_sayable(value), ensure_ascii=False, allow_nan=False, default=str)
+    print(text, flush=True)
+
+
+def _sayable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _sayable(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sayable(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 _MOST_CHARACTERS = 200

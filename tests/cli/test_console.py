@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from datetime import date
 from typing import Any
 
 import pytest
@@ -33,6 +36,11 @@ def test_a_title_stays_on_one_line_and_long_lists_end_with_whole_items(capsys: p
     assert lines[0].rstrip() == "a set of a long name, version 1"
     told = "".join("".join(lines).split())
     assert "clip_000013,…16more" in told and told.count("clip_") == 14 and "y" * 198 + "…" in told
+
+
+def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    console.print_json([{"a": float("nan"), "b": [float("-inf"), 1.5], "c": (2, {date(2020, 1, 1): math.inf})}])
+    assert json.loads(capsys.readouterr().out) == [{"a": None, "b": [None, 1.5], "c": [2, {"2020-01-01": None}]}]
 
 
 @pytest.mark.parametrize(
