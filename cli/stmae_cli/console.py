@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -54,6 +55,19 @@ def make_app(text: str, *, order: Sequence[str] = ()) -> typer.Typer:
             names = super().list_commands(ctx)
             return [*(name for name in order if name in names), *(name for name in names if name not in order)]
 
+        def invoke(self, ctx: Any) -> Any:
+            try:
+                return super().invoke(ctx)
+            except Exception as error:
+                # Known by its name: it comes from whichever click this typer runs on.
+                option = getattr(error, "option_name", "") if type(error).__name__ == "NoSuchOption" else "--"
+                if re.fullmatch("--[a-z-]*", option) is None and isinstance(
+                    text := getattr(error, "message", None), str
+                ):
+                    hint = "Put -- before an id that begins with -, or name it as --ids=ID or in a file"
+                    error.message = f"{text}. {hint}"  # type: ignore[attr-defined]
+                raise
+
     return typer.Typer(
         cls=Group,
         help=text,
@@ -90,6 +104,10 @@ def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
     return register
 
 
+# Not what options look like: `--workspace` has eleven characters too, and -w may be joined to its folder.
+_DASHED_ID = re.compile(r"(?!--[a-z][a-z-]+$|-w)-[A-Za-z0-9_-]{10}(_\d{6}_\d{6}|_\d{9}ms_\d{9}ms)?")
+
+
 def expand_lists(arguments: Sequence[str], *, options: Sequence[str], needs_position: Sequence[str]) -> list[str]:
     """Let list options take several values at once: `--from A B` becomes `--from A --from B`.
 
@@ -98,6 +116,8 @@ def expand_lists(arguments: Sequence[str], *, options: Sequence[str], needs_posi
         options: names of list options.
         needs_position: commands with a required argument; before it is met, a list option takes one value, so that
             `build --from A k400` still reads k400 as the manifest.
+
+    A YouTube or clip id may begin with `-`: a word of that shape after a list option is a value of it.
     """
     expanded: list[str] = []
     current: str | None = None
@@ -105,7 +125,8 @@ def expand_lists(arguments: Sequence[str], *, options: Sequence[str], needs_posi
     for number, argument in enumerate(arguments):
         if argument == "--":
             return [*expanded, *arguments[number:]]
-        if argument.startswith("-"):
+        is_value = current is not None and _DASHED_ID.fullmatch(argument) is not None
+        if argument.startswith("-") and not is_value:
             current, num_values = (argument if argument in options else None), 0
         elif current is None:
             follows_option = number > 0 and arguments[number - 1].startswith("-")  # then it is that option's value

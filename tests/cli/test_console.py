@@ -52,6 +52,14 @@ def test_numbers_that_json_has_not_are_null(capsys: pytest.CaptureFixture[str]) 
         ("leaks a b --against x y", "leaks a b --against x --against y"),
         ("dedup --against x y -w z", "dedup --against x --against y -w z"),
         ("show -- -x --from a b", "show -- -x --from a b"),
+        ("dedup --against a -lz2Q4Il-l3 --json", "dedup --against a --against -lz2Q4Il-l3 --json"),
+        ("dedup --against -lz2Q4Il-l3 --Yz2Q4Il-3", "dedup --against -lz2Q4Il-l3 --against --Yz2Q4Il-3"),
+        (
+            "dedup --against -lz2Q4Il-l3_000123_000125 -9z2Q4Il-l3_000123000ms_000125500ms",
+            "dedup --against -lz2Q4Il-l3_000123_000125 --against -9z2Q4Il-l3_000123000ms_000125500ms",
+        ),
+        ("dedup --against x --workspace -wmy-folder", "dedup --against x --workspace -wmy-folder"),
+        ("dedup --against x -wmy-folder1 y", "dedup --against x -wmy-folder1 y"),
     ],
 )
 def test_list_options_take_several_values(line: str, expanded: str) -> None:

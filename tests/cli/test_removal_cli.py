@@ -60,6 +60,21 @@ def test_lists_take_several_values(
     assert len(json.loads(capsys.readouterr().out)["removed"]) == 2
 
 
+def test_ids_that_begin_with_a_dash_are_ids(
+    shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["stmae-data", "remove", "--ids", "p0", "-lz2Q4Il-l3", "--reason", "asked", "-w", str(shelf), "--json"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as ended:
+        data.main()
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out)["not_found"] == ["id -lz2Q4Il-l3"]
+    ended = run("show", "-lz2Q4Il-l3_000123_000125", "-w", shelf)
+    assert ended.exit_code == 2 and "No such option: -l" in ended.stderr
+    assert "Put -- before an id that begins with -" in " ".join(ended.stderr.split())
+    assert "Put --" not in run("show", "x", "--nosuch", "-w", shelf).stderr
+
+
 def test_what_is_current_is_not_hashed_again(shelf: Path) -> None:
     ended = run("fingerprint", "web", "-w", shelf, "--json")
     shown = json.loads(ended.stdout)
