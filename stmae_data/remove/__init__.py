@@ -99,6 +99,8 @@ def remove(
     """
     if not reason.strip():
         raise UsageError("A removal needs a reason for the books; say it with --reason.")
+    if not (workspace / "sets").is_dir():  # before the lock, which would make the folder
+        raise SetError(f"There are no sets in {workspace}; name the folder that holds sets/ with --workspace.")
     if dry_run:
         return _remove(workspace, wanted, reason, sets, None, removed_at, progress)
     with files.lock(workspace / "remove.lock", what=f"A removal in {workspace}"):

@@ -317,6 +317,13 @@ def test_what_is_no_name_is_refused(named: dict[str, list[str]], sentence: str) 
         read_wanted(**named)
 
 
+def test_a_folder_without_sets_is_told_and_stays_as_it_was(tmp_path: Path) -> None:
+    for workspace in (tmp_path / "typo", tmp_path):
+        with pytest.raises(SetError, match=r"There are no sets in .*; name the folder that holds sets/"):
+            take(workspace, ids=["x"])
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_no_set_knows_is_told(workspace: Path) -> None:
     with pytest.raises(SelectionError, match=r"knows any of it \(id nobody\)"):
         take(workspace, ids=["nobody"])
