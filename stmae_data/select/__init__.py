@@ -196,25 +196,27 @@ def selected_clips(workspace: Path, reference: SetRef) -> frozenset[str]:
 def named_sample(workspace: Path, name: str, *, count: int) -> tuple[NamedClip, ...]:
     """The first clips, in the order of their seed, of a selection made with `hashtags_of`, with what named them.
 
+    Whatever order the selection took them in (`diverse` begins with the most unlike), this one is a fair sample of it.
+
     Raises:
         SelectionError: no such selection, not made by hashtags, or its set has changed since.
     """
     path = workspace / "selections" / f"{name}.json"
     if not path.is_file():
         raise SelectionError(f"There is no selection {name!r} in {workspace}; make it: stmae-data select {name}.")
-    said = files.read_json(path)["parameters"]
+    description = files.read_json(path)
+    said, seed = description["parameters"], int(description["seed"])
     if said["hashtags_of"] is None:
         raise SelectionError(f"Selection {name} was not made by hashtags; make one: stmae-data select --hashtags-of.")
     source = SetRef.parse(said["from"])
     clips = candidates(
         workspace, open_set(workspace, source.set_name, books_only=True), dataclasses.replace(source, selection=name)
     )
-    by_id = {clip.clip_id: clip for clip in clips}
+    clips.sort(key=lambda clip: (plan_key(seed, clip.clip_id), clip.clip_id))
     named_by = open_set(workspace, said["hashtags_of"], books_only=True)
     names = class_named(labels_of(named_by), synonyms_of(named_by))
-    rows = files.read_table(path.with_suffix(".parquet"), "SELECT clip_id FROM book ORDER BY ordinal LIMIT ?", [count])
     found = []
-    for clip in (by_id[row["clip_id"]] for row in rows):
+    for clip in clips[:count]:
         named = names(clip.tags, clip.title)
         assert named is not None
         found.append(NamedClip(clip.clip_id, *named, clip.label))

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from stmae_data import files
 from stmae_data.dedup import dedup
 from stmae_data.errors import Reason, SelectionError, UsageError
-from stmae_data.records import SetRef
+from stmae_data.records import SetRef, plan_key
 from stmae_data.rewrite import Verdict, rewrite
-from stmae_data.select import make_selection, selected_clips
+from stmae_data.select import make_selection, named_sample, selected_clips
 from stmae_data.select.diverse import farthest_first
 from stmae_data.shards import open_set
 
@@ -81,6 +81,18 @@ def test_a_choice_without_diverse_is_another_choice(workspace: Path, world: dict
     make_selection(workspace, "plain", source=SetRef("many"), samples=8)
     with pytest.raises(SelectionError, match=r"with diverse = None, wanted {"):
         chosen(workspace, "plain", samples=8)
+
+
+def test_the_sample_of_a_diverse_selection_is_a_fair_one(workspace: Path, small_sets: ModuleType) -> None:
+    frames = small_sets.pictures(1, count=8)
+    clips = [small_sets.clip("train", number, frames=frames, title="running") for number in range(12)]
+    folder = small_sets.make(workspace, "titled", clips, shard_size=12)
+    write(folder, "frozen", {clip["clip_id"]: np.eye(12)[n] + 0.1 * n for n, clip in enumerate(clips)})
+    options: dict[str, Any] = {"source": SetRef("titled"), "hashtags_of": "titled", "seed": 3}
+    made = make_selection(workspace, "few", is_diverse=True, samples=8, **options)
+    taken = [row["clip_id"] for row in files.read_table(made.path, "SELECT * FROM book ORDER BY ordinal")]
+    fair = sorted(taken, key=lambda clip_id: plan_key(3, clip_id))
+    assert fair != taken and [clip.clip_id for clip in named_sample(workspace, "few", count=5)] == fair[:5]
 
 
 def test_a_cosine_to_stop_at_leaves_no_two_alike(workspace: Path, world: dict[str, NDArray[np.float64]]) -> None:
