@@ -180,7 +180,11 @@ def select(
     hours: Annotated[float | None, typer.Option(help="This many hours of video.")] = None,
     minus: Annotated[str | None, typer.Option(help="Leave out the clips of this reference.")] = None,
     like: Annotated[
-        str | None, typer.Option(help="Match the class shares (or the durations) of this reference.")
+        str | None,
+        typer.Option(
+            help="Match the class shares (or the durations) of this reference; without --samples as many clips as keep them whole, which the "
+            "scarcest class decides."
+        ),
     ] = None,
     diverse: Annotated[
         bool, typer.Option("--diverse", help="Take the clips least like one another, by the set's embeddings.")
