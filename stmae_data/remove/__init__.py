@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = ["RemoveReport", "Wanted", "read_wanted", "remove"]
 
 _DECISION: Final = {"decision_id": "VARCHAR", "row_id": "VARCHAR", **DECISION_COLUMNS}
 _MOST_ROUNDS: Final = 5
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class RemoveReport:
 
     `clips` are the written clips that went (or would go), `num_barred` rows were not written and are kept from coming back,
     `num_before` rows had been removed earlier, `not_found` is what no set knows. `copies` are files on this disk that still hold such clips:
-    sources, and clips that `export --unpack` wrote.
+    sources, clips that `export --unpack` wrote, and pages with pictures of them (`dedup --review`, `select --hashtags-of`).
     """
 
     clips: tuple[tuple[str, str], ...]
@@ -217,5 +219,11 @@ def _copies_here(workspace: Path, hits: Iterable[Hit]) -> tuple[Path, ...]:
     found = list(hits)
     uris = {hit.source_uri for hit in found if hit.source_uri is not None and hit.source_uri.startswith("file:///")}
     sources = [path for uri in sorted(uris) if (path := source_path(uri)).exists()]
-    ids = {hit.clip_id for hit in found}
-    return (*sources, *(path for path in sorted((workspace / "exports").glob("*/*")) if path.stem in ids))
+    ids = {hit.clip_id for hit in found if hit.clip_id is not None}
+    unpacked = [path for path in sorted((workspace / "exports").glob("*/*")) if path.stem in ids]
+    shown = ids | {clip_id[:79] for clip_id in ids}  # pages cut what is longer
+    pages = [workspace / "review.html", *sorted((workspace / "selections").glob("*.html"))]
+    telling = [
+        path for path in pages if path.is_file() and not shown.isdisjoint(_WORD.findall(path.read_text("utf-8", "replace")))
+    ]
+    return (*sources, *unpacked, *telling)

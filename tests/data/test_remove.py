@@ -291,6 +291,17 @@ def test_copies_on_this_disk_are_named_and_left(workspace: Path, small_sets: Mod
     assert tombstone["removed_at"] == "2026-01-02T03:04:05+00:00"
 
 
+def test_pages_with_pictures_of_them_are_named_and_left(workspace: Path) -> None:
+    gone, stays = (rows(workspace, "web", f"uploader_id = '{name}'")[0]["clip_id"] for name in ("ann", "bob"))
+    (workspace / "selections").mkdir()
+    pages = [workspace / name for name in ("review.html", "selections/a.html", "selections/b.html")]
+    for page, clip_id in zip(pages, (gone, gone, stays), strict=True):
+        page.write_text(f"<h4><code>{clip_id}</code></h4><img src='data:image/jpeg;base64,/9j/x+='>")
+    assert take(workspace, ids=[gone]).copies == tuple(pages[:2]) and all(page.is_file() for page in pages)
+    pages[0].write_text("made anew")
+    assert take(workspace, ids=[gone]).copies == (pages[1],)
+
+
 def test_lists_may_come_from_files(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
     path.write_text("A" * 64 + "\n\n" + "b" * 64 + "\n")
