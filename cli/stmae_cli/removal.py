@@ -60,10 +60,12 @@ def remove(
     )
     if report.not_found:
         console.say(f"Nothing is known of {len(report.not_found)}: {', '.join(report.not_found[:10])}")
-    if report.copies:
-        console.say(
-            f"Files on this disk still hold them, yours to delete ({len(report.copies)}): {report.copies[0]} first"
-        )
+    pages = [path for path in report.copies if path.suffix == ".html"]
+    copies = [path for path in report.copies if path not in pages]
+    if copies:
+        console.say(f"Files on this disk still hold them, yours to delete ({len(copies)}): {copies[0]} first")
+    if pages:
+        console.say(f"Pages still show pictures of them; make them again or delete them: {', '.join(map(str, pages))}")
     count = _counted(len(report.clips), "clip")
     count += f" and {_counted(report.num_barred, 'row')} that had not come in" if report.num_barred else ""
     if dry_run:

@@ -224,6 +224,8 @@ def _copies_here(workspace: Path, hits: Iterable[Hit]) -> tuple[Path, ...]:
     shown = ids | {clip_id[:79] for clip_id in ids}  # pages cut what is longer
     pages = [workspace / "review.html", *sorted((workspace / "selections").glob("*.html"))]
     telling = [
-        path for path in pages if path.is_file() and not shown.isdisjoint(_WORD.findall(path.read_text("utf-8", "replace")))
+        path
+        for path in pages
+        if path.is_file() and not shown.isdisjoint(_WORD.findall(path.read_text("utf-8", "replace")))
     ]
     return (*sources, *unpacked, *telling)

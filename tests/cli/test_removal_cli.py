@@ -49,6 +49,16 @@ def test_a_takedown_is_shown_then_done_then_remembered(shelf: Path) -> None:
     assert "stmae-data remove" in journal and "ann" not in journal
 
 
+def test_pages_that_show_them_are_named(shelf: Path) -> None:
+    (row,) = files.read_table(
+        sorted((shelf / "sets" / "web" / "meta" / "ledger").glob("*")), "SELECT clip_id FROM book LIMIT 1"
+    )
+    (shelf / "review.html").write_text(f"<code>{row['clip_id']}</code>")
+    ended = run("remove", "--ids", row["clip_id"], "--reason", "asked", "--dry-run", "-w", shelf)
+    assert f"Pages still show pictures of them; make them again or delete them: {shelf / 'review.html'}" in ended.stderr
+    assert "yours to delete" not in ended.stderr
+
+
 def test_lists_take_several_values(
     shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
