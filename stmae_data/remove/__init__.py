@@ -165,7 +165,7 @@ def _remove(
     waiting = sorted({hit.set_name for hit in hits.values() if hit.is_waiting})
     if waiting and written is not None:
         raise SetError(
-            f"Set {waiting[0]} plans such clips that are not built yet, so they would still come in; everything else is removed: "
+            f"Set {waiting[0]} plans such clips that are not built yet, which a build at work may still take in; everything else is removed: "
             f"finish its build (stmae-data build), then run the same command again."
         )
     return report
