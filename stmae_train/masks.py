@@ -152,7 +152,8 @@ def block_mask(
 def block_mask_2d(height: int, columns: int, *, hidden: int, generator: np.random.Generator) -> Tensor:
     """Hide rectangles in an image (BEiT's generator): mask [height, columns] of bool with at most `hidden` cells.
 
-    A block has at least 16 cells and at most what is missing, aspect 0.3 to 1/0.3, and 10 tries to be placed.
+    A block's area is drawn between 16 cells and what is missing, whichever is more, its aspect between 0.3 and 1/0.3; it has 10 tries to
+    be placed, and counts if it adds between one cell and what is missing.
     """
     mask = np.zeros((height, columns), dtype=bool)
     count = 0
@@ -248,7 +249,8 @@ def _add_block(mask: np.ndarray, *, missing: int, generator: np.random.Generator
     """Add one rectangle of at most `missing` new cells to the mask; the number of cells added, 0 where none fitted."""
     height, columns = mask.shape
     for _ in range(10):
-        area, aspect = generator.uniform(16, max(missing, 16)), _aspect(generator)
+        # Between the two also where fewer than 16 are missing: a last block may be small, or overlap others.
+        area, aspect = generator.uniform(min(16, missing), max(16, missing)), _aspect(generator)
         rows, across = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (0 < rows < height and 0 < across < columns):
             continue

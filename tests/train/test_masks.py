@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import math
 import os
+import random
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -112,6 +115,44 @@ def test_block_masks_lie_in_cubes() -> None:
     assert 0.9 * 1176 < int(mask.sum()) <= 1176
     image = block_mask_2d(14, 14, hidden=98, generator=generator_for(0, 1))
     assert 80 < int(image.sum()) <= 98
+
+
+def published_image_block(side: int, *, hidden: int, draws: random.Random) -> int:
+    """BEiT's generator as published, with Python's own generator: how many cells of a square image one draw hides."""
+    mask, count = np.zeros((side, side), dtype=bool), 0
+    while count < hidden:
+        added, missing = 0, hidden - count
+        for _ in range(10):
+            area = draws.uniform(16, missing)  # also where fewer than 16 are missing
+            aspect = math.exp(draws.uniform(math.log(0.3), math.log(1 / 0.3)))
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if not (height < side and width < side):
+                continue
+            top, left = draws.randint(0, side - height), draws.randint(0, side - width)
+            block = mask[top : top + height, left : left + width]
+            added = int((~block).sum())
+            if 0 < added <= missing:
+                block[:] = True
+                break
+            added = 0
+        if not added:
+            break
+        count += added
+    return count
+
+
+@pytest.mark.parametrize(("side", "hidden"), [(14, 40), (12, 50), (16, 100)])
+def test_image_blocks_fall_short_as_often_as_published_ones(side: int, hidden: int) -> None:
+    """400 draws each: the share that reaches the count lies within 4 standard errors; before, twice as many fell short."""
+    draws = random.Random(1)
+    published = [published_image_block(side, hidden=hidden, draws=draws) for _ in range(400)]
+    ours = [
+        int(block_mask_2d(side, side, hidden=hidden, generator=generator_for(0, number)).sum()) for number in range(400)
+    ]
+    assert max(ours) == max(published) == hidden
+    reached = [np.mean([count == hidden for count in counts]) for counts in (published, ours)]
+    share = sum(reached) / 2
+    assert abs(reached[0] - reached[1]) < 4 * math.sqrt(2 * share * (1 - share) / 400), reached
 
 
 def test_even_out_changes_only_what_it_must() -> None:
