@@ -38,6 +38,8 @@ class EmbedRequest:
         views: clips per video, evenly spaced; their vectors are averaged.
         seed: of the initial weights where `init` is random.
         workers, device, prefetch, store_cache_bytes: as in pre-training.
+        changed: dotted names of what the user changed in the recipe; of model and clips these alone hold beside those of the weights: crop and
+            frames (positions are interpolated), and how clips are drawn.
     """
 
     workspace: Path
@@ -51,6 +53,7 @@ class EmbedRequest:
     device: str | None = None
     prefetch: int = 4
     store_cache_bytes: int = DEFAULT_RANGE_BYTES
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,9 @@ def embed(request: EmbedRequest) -> Embedded:
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", request.name) is None:
         raise ConfigError(f"The name {request.name!r} cannot be a table's; wanted letters, digits, '.', '_' and '-'.")
-    start = Start.of(request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed)
+    start = Start.of(
+        request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed, changed=request.changed
+    )
     recipe, device = start.recipe, start_world(request.device).device
     encoder = start.autoencoder().to(device).eval().requires_grad_(False)
     sources = open_sources(request.workspace, [request.shards])

@@ -51,6 +51,8 @@ class FinetuneRequest:
         seed: of the head, order, crops, mixing, drop path.
         workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, prefetch,
             store_cache_bytes, track, sharding: as in pre-training.
+        changed: dotted names of what the user changed in the recipe; of model and clips these alone hold beside those of the weights: crop and
+            frames (positions are interpolated), and how clips are drawn.
     """
 
     workspace: Path
@@ -72,6 +74,7 @@ class FinetuneRequest:
     store_cache_bytes: int = DEFAULT_RANGE_BYTES
     track: str | None = None
     sharding: Sharding = "ddp"
+    changed: tuple[str, ...] = ()
 
 
 def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
@@ -82,7 +85,9 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
         TrainingStopped: loss or gradients stayed non-finite.
         RunBusy, ConfigError, DataMismatch, CheckpointError, SetError: what cannot be used, in one sentence.
     """
-    start = Start.of(request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed)
+    start = Start.of(
+        request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed, changed=request.changed
+    )
     world = start_world(request.device)
     try:
         if not world.is_main:

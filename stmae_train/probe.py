@@ -59,6 +59,8 @@ class ProbeRequest:
         run_dir: the run folder.
         seed: of the heads, their views and their order.
         workers, device, cache_bytes, prefetch, store_cache_bytes: as in pre-training. A damaged sample always stops a probe.
+        changed: dotted names of what the user changed in the recipe; of model and clips these alone hold beside those of the weights: crop and
+            frames (positions are interpolated), and how clips are drawn.
         resume: begin again in a folder where a probe was interrupted, or return what a finished one found.
     """
 
@@ -76,6 +78,7 @@ class ProbeRequest:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     prefetch: int = 4
     store_cache_bytes: int = DEFAULT_RANGE_BYTES
+    changed: tuple[str, ...] = ()
 
 
 def probe(request: ProbeRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
@@ -87,7 +90,9 @@ def probe(request: ProbeRequest, *, watch: Callable[[StepRecord], None] | None =
     """
     if request.kind not in KINDS:
         raise ConfigError(f"There is no probe {request.kind!r}; choose one of {', '.join(KINDS)}.")
-    start = Start.of(request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed)
+    start = Start.of(
+        request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed, changed=request.changed
+    )
     settings = {
         "kind": request.kind,
         "train_shards": list(request.train_shards),

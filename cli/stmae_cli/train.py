@@ -26,6 +26,7 @@ from stmae_cli.options import (
     StoreCacheOption,
     TrainShards,
     WorkersOption,
+    changed_names,
     gigabytes,
     read_recipe,
     run_folder,
@@ -200,6 +201,7 @@ def probe(
         store_cache_bytes=gigabytes(store_cache_gb),
         resume=resume,
         device=device,
+        changed=changed_names(changes),
     )
     with console.journal(workspace, "stmae-train probe", {"init": init, "kind": kind}):
         metrics = run(request, watch=lambda record: console.say(str(record)))
@@ -253,6 +255,7 @@ def finetune(
         device=device,
         sharding="fsdp" if fsdp else "ddp",
         track=track,
+        changed=changed_names(changes),
     )
     with console.journal(workspace, "stmae-train finetune", {"init": init}):
         metrics = run(request, watch=lambda record: console.say(str(record)))

@@ -498,7 +498,9 @@ def check_block_masks(golden: Golden) -> None:
         check_means(*counts, what=f"{name}: hidden cells")
         check_means(*(each.eq(hidden).float() for each in counts), what=f"{name}: share of draws that reach the count")
         for axis in range(1, ours.ndim):
-            check_means(*(neighbours(each, axis) for each in (published, ours)), what=f"{name}: neighbours, axis {axis}")
+            check_means(
+                *(neighbours(each, axis) for each in (published, ours)), what=f"{name}: neighbours, axis {axis}"
+            )
 
 
 def check_means(published: Tensor, ours: Tensor, *, what: str) -> None:
