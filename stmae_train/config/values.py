@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal
 
+from stmae_train.config.checks import check_choices, check_positive, check_rising, check_share
 from stmae_train.errors import ConfigError
 
-__all__ = ["DataConfig", "FinetuneConfig", "ModelConfig", "OptimConfig", "ProbeConfig", "Recipe", "field_types"]
+__all__ = ["DataConfig", "FinetuneConfig", "ModelConfig", "OptimConfig", "ProbeConfig", "Recipe"]
 
 Lineage = Literal["mae_st", "pyslowfast", "videomae", "mae"]
 Positions = Literal["separable", "joint", "sincos-1d", "sincos-2d", "sincos-3d"]
 LrRule = Literal["absolute", "per-256-videos", "per-256-clips"]
 Precision = Literal["fp32", "bf16", "fp16"]  # fp16 scales its losses, so that small gradients survive
-
-
-def field_types(kind: type) -> dict[str, Any]:
-    """Field name to resolved type of a config class, in the order written."""
-    hints = get_type_hints(kind)
-    return {item.name: hints[item.name] for item in fields(kind)}
-
-
-def _check_choices(config: Any) -> None:
-    """Refuse a text field that is not one of its choices."""
-    for name, kind in field_types(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            choices = ", ".join(str(choice) for choice in get_args(kind))
-            found = getattr(config, name)
-            raise ConfigError(f"{type(config).__name__}.{name} is {found!r}, wanted one of {choices}; set one of them.")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} is {getattr(config, name)}, wanted a number above 0; raise it."
-            )
-
-
-def _check_share(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} is {getattr(config, name)}, wanted a share in [0, 1); change it."
-            )
-
-
-def _check_rising(config: Any, *names: str) -> None:
-    for name in names:
-        low, high = getattr(config, name)
-        if not 0 < low <= high:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} is {[low, high]}, wanted [low, high] with 0 < low <= high; change it."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +79,10 @@ class ModelConfig:
     loss: Literal["mse", "l1", "smooth-l1", "cross-entropy"] = "mse"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         sizes = ("width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio")
-        _check_positive(self, *sizes, "layer_norm_eps", "num_frames", "crop_px", "tubelet_frames", "patch_px")
-        _check_share(self, "mask_ratio")
+        check_positive(self, *sizes, "layer_norm_eps", "num_frames", "crop_px", "tubelet_frames", "patch_px")
+        check_share(self, "mask_ratio")
         if not 0 < self.test_crop <= 1:
             raise ConfigError(f"ModelConfig.test_crop is {self.test_crop}, wanted a share in (0, 1]; change it.")
         for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
@@ -150,9 +111,24 @@ class ModelConfig:
                 f"{self.num_target_frames} target frames over {self.num_frames // self.tubelet_frames} tubelets leave "
                 f"less than one frame per token; raise num_target_frames."
             )
-
+        if self.target_frames == "linspace" and self.tubelet_frames * self.num_target_frames % self.num_frames:
+            tubelets = self.num_frames // self.tubelet_frames
+            raise ConfigError(
+                f"ModelConfig.num_target_frames is {self.num_target_frames}, which {tubelets} tubelets cannot share evenly; "
+                f"wanted a multiple of {tubelets}."
+            )
+        self._check_mask()
         self._check_target()
         self._check_decoder()
+
+    def _check_mask(self) -> None:
+        _, h, w = self.grid_shape
+        share = int(self.mask_ratio * h * w) if self.mask == "tube" else self.mask_ratio
+        if not share:
+            raise ConfigError(
+                f"ModelConfig.mask_ratio is {self.mask_ratio}, which hides none of the tokens of a '{self.mask}' mask over {h} x {w} places, "
+                f"so there is nothing to predict; raise it."
+            )
 
     def _check_target(self) -> None:
         is_words, is_taught = self.target == "tokens", self.target in ("pca", "tokens")
@@ -165,10 +141,7 @@ class ModelConfig:
                 f"ModelConfig.target_values is {self.target_values} for the target '{self.target}', wanted the number of components or words, "
                 f"and 0 for other targets; set it."
             )
-        is_one_frame = self.target_frames in ("first", "center") or (
-            self.target_frames == "linspace" and self.num_target_frames * self.tubelet_frames == self.num_frames
-        )
-        if (is_words and not is_one_frame and self.tubelet_frames > 1) or (
+        if (is_words and self.frames_per_token != 1) or (
             self.target == "hog" and self.target_frames in ("center", "double")
         ):
             raise ConfigError(
@@ -203,6 +176,12 @@ class ModelConfig:
         return self.num_frames * self.input_stride
 
     @property
+    def frames_per_token(self) -> int:
+        """Frames that a token predicts, of a target of frames."""
+        counts = {"all": self.tubelet_frames, "double": 2 * self.tubelet_frames, "first": 1, "center": 1}
+        return counts.get(self.target_frames) or self.num_target_frames * self.tubelet_frames // self.num_frames
+
+    @property
     def grid_shape(self) -> tuple[int, int, int]:
         """Token counts (t, h, w)."""
         side = self.crop_px // self.patch_px
@@ -227,9 +206,9 @@ class DataConfig:
     eval_views: tuple[int, int] = (5, 3)  # temporal x spatial
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_positive(self, "num_frames", "frame_stride", "fps", "crop_px", "repeats")
-        _check_rising(self, "crop_area", "crop_aspect")
+        check_choices(self)
+        check_positive(self, "num_frames", "frame_stride", "fps", "crop_px", "repeats")
+        check_rising(self, "crop_area", "crop_aspect")
         if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
             raise ConfigError(
                 f"DataConfig.color_jitter is {list(self.color_jitter)}, wanted [brightness, contrast, saturation, hue] from 0, hue up to 0.5; "
@@ -268,9 +247,9 @@ class OptimConfig:
     compile_blocks: bool = False  # torch.compile of every block
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_positive(self, "batch_videos", "accumulate", "total_clips", "base_lr", "eps")
-        _check_share(self, "warmup_share", "decay_share", "ema_decay")
+        check_choices(self)
+        check_positive(self, "batch_videos", "accumulate", "total_clips", "base_lr", "eps")
+        check_share(self, "warmup_share", "decay_share", "ema_decay")
 
     def peak_lr(self, *, repeats: int) -> float:
         """The learning rate after warm-up for this batch."""
@@ -313,10 +292,10 @@ class ProbeConfig:
     precision: Precision = "bf16"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_positive(self, "batch_videos", "epochs", "attentive_blocks", "attentive_heads")
-        _check_positive(self, "knn_neighbors", "knn_temperature", "train_views")
-        _check_share(self, "warmup_share", "select_share")
+        check_choices(self)
+        check_positive(self, "batch_videos", "epochs", "attentive_blocks", "attentive_heads")
+        check_positive(self, "knn_neighbors", "knn_temperature", "train_views")
+        check_share(self, "warmup_share", "select_share")
         if not self.lr_grid or not self.weight_decay_grid:
             raise ConfigError("ProbeConfig.lr_grid or weight_decay_grid is empty; give at least one value for each.")
 
@@ -360,10 +339,10 @@ class FinetuneConfig:
     compile_blocks: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_positive(self, "batch_videos", "accumulate", "epochs", "repeats", "base_lr", "layer_decay")
-        _check_share(self, "drop_path", "head_dropout", "smoothing", "ema_decay")
-        _check_rising(self, "crop_area", "crop_aspect")
+        check_choices(self)
+        check_positive(self, "batch_videos", "accumulate", "epochs", "repeats", "base_lr", "layer_decay")
+        check_share(self, "drop_path", "head_dropout", "smoothing", "ema_decay")
+        check_rising(self, "crop_area", "crop_aspect")
 
     def peak_lr(self) -> float:
         """The learning rate after warm-up for this batch, before layer decay."""
