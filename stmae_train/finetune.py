@@ -31,7 +31,7 @@ from stmae_train.loader import (
 )
 from stmae_train.optim import parameter_groups
 from stmae_train.runlog import RunFolder, StepRecord, Track, Update, autocast, cost_facts, train_flops
-from stmae_train.schedule import cosine_lr
+from stmae_train.schedule import cosine_lr, rate_line
 from stmae_train.views import mix_clips, perturb_clips, step_seed
 
 __all__ = ["FinetuneRequest", "finetune"]
@@ -317,5 +317,8 @@ class _Finetuning:
             clips=cost["clips"],
             bytes_read=cost["bytes_read"],
             cost=cost,
-            lines=cost_facts(cost, self.trainee.facts()),
+            lines=[
+                ("Rate", rate_line(self.config, repeats=self.config.repeats)),
+                *cost_facts(cost, self.trainee.facts()),
+            ],
         )

@@ -33,7 +33,7 @@ from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import parameter_groups
 from stmae_train.pictures import PictureRequest, draw, shown_ratios, shows_pixels
 from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, read_records, train_flops, write_card
-from stmae_train.schedule import learning_rate
+from stmae_train.schedule import learning_rate, rate_line
 from stmae_train.targets import Teacher, fit_pca, pixel_vectors, read_teacher
 from stmae_train.views import FrameRule
 
@@ -142,7 +142,7 @@ def clips_of(
         raise ConfigError("The length of a run is given once: --clips, --epochs or --steps.")
     repeats = recipe.data.repeats
     if steps is not None:
-        return steps * recipe.optim.batch_videos * recipe.optim.accumulate * repeats
+        return steps * recipe.optim.batch_videos * repeats  # the batch is of all micro-batches
     assert epochs is not None
     return round(epochs * repeats * sum(len(source) for source in open_sources(workspace, shards)))
 
@@ -361,6 +361,7 @@ class _Training:
                         "Clips seen",
                         f"{cost['clips']:,} in {cost['steps']:,} steps, {cost['epochs']:g} epochs of videos",
                     ),
+                    ("Rate", rate_line(self.recipe.optim, repeats=self.recipe.data.repeats)),
                     ("Last loss", "none" if result.loss is None else f"{result.loss:.4f}"),
                     ("Skipped steps", str(len(self.loop.guard.skipped))),
                     ("Skipped clips", str(len(result.skipped_clips))),

@@ -8,7 +8,7 @@ from typing import Literal
 from stmae_train.config.checks import check_choices, check_positive, check_rising, check_share
 from stmae_train.errors import ConfigError
 
-__all__ = ["DataConfig", "FinetuneConfig", "ModelConfig", "OptimConfig", "ProbeConfig", "Recipe"]
+__all__ = ["DataConfig", "FinetuneConfig", "ModelConfig", "OptimConfig", "ProbeConfig", "Recipe", "lr_factor"]
 
 Lineage = Literal["mae_st", "pyslowfast", "videomae", "mae"]
 Positions = Literal["separable", "joint", "sincos-1d", "sincos-2d", "sincos-3d"]
