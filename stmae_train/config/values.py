@@ -64,8 +64,9 @@ class ModelConfig:
     decoder_attention: Literal["self", "cross"] = "self"
     decoded_share: float = 1.0
     dense_encoder: bool = False  # the encoder runs on all tokens, hidden ones replaced by the mask token
-    # Mask: share of tokens hidden.
-    mask: Literal["random", "tube", "frame", "per-frame", "block"] = "random"
+    # Mask: share of tokens hidden. "block" are cubes (MaskFeat), "image-block" rectangles (BEiT) and "grid" all but one place of
+    # every 2 x 2, both the same in every time slice.
+    mask: Literal["random", "tube", "frame", "per-frame", "block", "image-block", "grid"] = "random"
     mask_ratio: float = 0.9
     # Target: "per-color" normalises every colour of a patch on its own (VideoMAE), "normalized" all together (MAE).
     # "pca" are coefficients in a basis of patches, "tokens" words of a discrete tokenizer (SPEC-models A1.12).
@@ -123,6 +124,11 @@ class ModelConfig:
 
     def _check_mask(self) -> None:
         _, h, w = self.grid_shape
+        if self.mask == "grid" and (self.mask_ratio != 0.75 or h % 2 or w % 2):
+            raise ConfigError(
+                f"ModelConfig.mask 'grid' keeps one place of every 2 x 2, found mask_ratio {self.mask_ratio} over {h} x {w} places; set "
+                f"mask_ratio=0.75, and a crop of an even number of patches."
+            )
         share = int(self.mask_ratio * h * w) if self.mask == "tube" else self.mask_ratio
         if not share:
             raise ConfigError(

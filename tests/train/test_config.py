@@ -63,7 +63,7 @@ def test_a_short_key_means_pre_training_where_fine_tuning_has_it_too() -> None:
         ("data.flip=1", "data.flip is 1, wanted true or false"),
         ("data.crop_area=[0.5]", "wanted a list of 2 float"),
         ("optim.base_lr=nan", "wanted a number"),
-        ("model.mask=tubes", "wanted one of random, tube, frame, per-frame, block"),
+        ("model.mask=tubes", "wanted one of random, tube, frame, per-frame, block, image-block, grid"),
         ("model.mask_ratio=1", r"wanted a share in \[0, 1\)"),
         ("model.heads=7", "wanted a divisor of width 768"),
         ("model.patch_px=15", "does not divide into tubelets"),
