@@ -218,7 +218,7 @@ class _Finetuning:
             total=self.config.epochs,
             warmup=self.config.warmup_epochs,
             peak=self.config.peak_lr(),
-            end=self.config.min_lr,
+            end=self.config.end_lr(),
         )
 
     def _update(self, step: int, parts: Sequence[Batch]) -> Update:

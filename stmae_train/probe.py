@@ -54,7 +54,7 @@ class ProbeRequest:
         init: a weights file, a run folder or run name, or `random`: the frozen encoder as its seed made it.
         train_shards: labelled set references.
         eval_shards: the labelled set reference to score.
-        kind: attentive (all tokens), linear or knn (their mean).
+        kind: attentive (all tokens), linear or knn (their mean, or the class token: `probe.feature`).
         recipe: its probe settings; model and clips too where `init` is random, else those of the weights.
         run_dir: the run folder.
         seed: of the heads, their views and their order.
@@ -116,6 +116,9 @@ class _Probing:
     def __init__(self, request: ProbeRequest, start: Start, run: RunFolder) -> None:
         self.request, self.run, self.recipe = request, run, start.recipe
         self.config: ProbeConfig = start.recipe.probe
+        self.is_class = request.kind != "attentive" and self.config.feature == "class"
+        if self.is_class and not start.recipe.model.class_token:
+            raise ConfigError("The encoder has no class token for probe.feature 'class'; set probe.feature=mean.")
         self.timer = Stopwatch()
         self.device = start_world(request.device).device
         self.train = open_sources(request.workspace, request.train_shards, labelled=True)
@@ -169,9 +172,11 @@ class _Probing:
 
     @torch.no_grad()
     def _encode(self, clips: Tensor) -> Tensor:
-        """Clips [B, 3, T, H, W] to tokens [B, L, D] for an attentive probe, else to their mean [B, D]."""
+        """Clips [B, 3, T, H, W] to tokens [B, L, D] for an attentive probe, else to their mean or the class token [B, D]."""
         with autocast(self.device, self.config.precision):
-            tokens = self.encoder.encode(clips).float()
+            tokens = self.encoder.encode(clips, with_class=self.is_class).float()
+        if self.is_class:
+            return tokens[:, 0]
         return tokens if self.request.kind == "attentive" else tokens.mean(dim=1)
 
     def _features(self) -> tuple[Tensor, Tensor, SweepLoader]:

@@ -290,6 +290,9 @@ class ProbeConfig:
     attentive_blocks: int = 1
     attentive_heads: int = 12
     linear_optimizer: Literal["lars", "sgd", "adamw"] = "adamw"
+    feature: Literal["mean", "class"] = (
+        "mean"  # of linear and k-NN probes: patch tokens averaged, or the class token; after the final norm
+    )
     knn_neighbors: int = 20
     knn_temperature: float = 0.07
     train_views: int = 1  # views drawn from every training video
@@ -317,7 +320,8 @@ class FinetuneConfig:
     warmup_epochs: float = 5.0
     base_lr: float = 2.4e-3
     lr_rule: LrRule = "per-256-clips"
-    min_lr: float = 1e-6  # absolute, then times the layer's scale
+    min_lr: float = 1e-6  # times the layer's scale
+    min_lr_rule: LrRule = "absolute"  # mae and mae_st; VideoMAE scales the end of its schedule by the batch too
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.05
     layer_decay: float = 0.75
@@ -353,6 +357,10 @@ class FinetuneConfig:
     def peak_lr(self) -> float:
         """The learning rate after warm-up for this batch, before layer decay."""
         return self.base_lr * lr_factor(self.lr_rule, batch_videos=self.batch_videos, repeats=self.repeats)
+
+    def end_lr(self) -> float:
+        """The learning rate the schedule ends with for this batch, before layer decay."""
+        return self.min_lr * lr_factor(self.min_lr_rule, batch_videos=self.batch_videos, repeats=self.repeats)
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ def _model(lineage: str, size: str, **options: Any) -> ModelConfig:
     )
 
 
-def _mae_st(size: str, *, finetune: FinetuneConfig) -> Recipe:
+def _mae_st(size: str, *, finetune: FinetuneConfig, warmup_epochs: int = 120) -> Recipe:
     return Recipe(
         name=f"mae-st-{size}",
         source=(
@@ -114,7 +114,7 @@ def _mae_st(size: str, *, finetune: FinetuneConfig) -> Recipe:
             total_clips=1600 * K400_VIDEOS,
             base_lr=1.6e-3,
             lr_rule="absolute",
-            warmup_share=120 / 1600,
+            warmup_share=warmup_epochs / 1600,
             grad_clip=0.02,
         ),
         finetune=finetune,
@@ -134,7 +134,9 @@ def mae_st_l16() -> Recipe:
 def mae_st_h16() -> Recipe:
     """MAE-ST ViT-H/16, 16 frames, as published; fine-tuning 75 epochs without repeats."""
     return _mae_st(
-        "h16", finetune=FinetuneConfig(epochs=75, repeats=1, layer_decay=0.8, drop_path=0.2, head_dropout=0.5)
+        "h16",
+        finetune=FinetuneConfig(epochs=75, repeats=1, layer_decay=0.8, drop_path=0.2, head_dropout=0.5),
+        warmup_epochs=240,  # 60 of 400 passes of the loader, four effective epochs each
     )
 
 
@@ -193,6 +195,7 @@ def _videomae_finetune(**options: Any) -> FinetuneConfig:
         "repeats": 2,
         "base_lr": 1e-3,
         "lr_rule": "per-256-videos",
+        "min_lr_rule": "per-256-videos",
         "layer_decay": 0.75,
         "grad_clip": 0.0,
         "drop_path": 0.1,
@@ -244,6 +247,7 @@ def _mae(size: str, *, patch_px: int, finetune: FinetuneConfig) -> Recipe:
             weight_decay_grid=(0.0,),
             warmup_share=10 / 90,
             linear_optimizer="lars",
+            feature="class",
             flip=True,
             views=(1, 1),
         ),
