@@ -85,14 +85,23 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
         TrainingStopped: loss or gradients stayed non-finite.
         RunBusy, ConfigError, DataMismatch, CheckpointError, SetError: what cannot be used, in one sentence.
     """
+    settings = request.recipe.finetune
+    if settings.task == "detection":
+        raise ConfigError(
+            f"Recipe '{request.recipe.name}' is for detection on boxes, and this trains classifiers; train a stmae_train.detector.Detector "
+            f"with its numbers, or choose another recipe."
+        )
     start = Start.of(
         request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed, changed=request.changed
     )
+    if settings.frames == "segments":
+        drawn = replace(start.recipe.data, sampling="segments")
+        start = replace(start, recipe=replace(start.recipe, data=drawn))
     world = start_world(request.device)
     try:
         if not world.is_main:
             return {} if world.any(0) else _Finetuning(request, start, world, None).go(watch)
-        settings = {
+        said = {
             "train_shards": list(request.train_shards),
             "eval_shards": request.eval_shards,
             "init": start.facts,
@@ -102,7 +111,7 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
             command="finetune",
             recipe=start.recipe,
             seed=request.seed,
-            settings=settings,
+            settings=said,
             resume=request.resume,
         ) as run:
             if world.any(int(run.was_done)):  # all of them must know
@@ -183,6 +192,7 @@ class _Finetuning:
                 layer_decay=config.layer_decay,
                 depth=start.recipe.model.depth,
             ),
+            optimizer=config.optimizer,
             sharding=request.sharding,
         )
 

@@ -208,7 +208,8 @@ class DataConfig:
     # Brightness, contrast, saturation, hue, as torchvision's ColorJitter takes them; pre-training alone, 0 leaves one out.
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     repeats: int = 4  # clips drawn from one opened video
-    sampling: Literal["aligned", "published"] = "aligned"
+    # "segments": one frame out of each of `num_frames` equal parts of the video, whatever stride and fps say (SSv2).
+    sampling: Literal["aligned", "published", "segments"] = "aligned"
     eval_views: tuple[int, int] = (5, 3)  # temporal x spatial
 
     def __post_init__(self) -> None:
@@ -311,8 +312,12 @@ class ProbeConfig:
 
 @dataclass(frozen=True, slots=True)
 class FinetuneConfig:
-    """Fine-tuning a classifier from pre-trained weights (SPEC-models B2)."""
+    """Fine-tuning from pre-trained weights, or training from scratch (SPEC-models B2, B4)."""
 
+    task: Literal["classification", "detection"] = (
+        "classification"  # the numbers of a `detector.Detector` are for loops of your own
+    )
+    frames: Literal["as-pretrained", "segments"] = "as-pretrained"  # "segments": as data.sampling has it
     batch_videos: int = 256  # over all processes and micro-batches, as in pre-training
     accumulate: int = 1
     epochs: int = 50  # passes over the videos; every pass draws `repeats` clips of each
@@ -320,6 +325,7 @@ class FinetuneConfig:
     warmup_epochs: float = 5.0
     base_lr: float = 2.4e-3
     lr_rule: LrRule = "per-256-clips"
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # SGD's momentum is the first of betas
     min_lr: float = 1e-6  # times the layer's scale
     min_lr_rule: LrRule = "absolute"  # mae and mae_st; VideoMAE scales the end of its schedule by the batch too
     betas: tuple[float, float] = (0.9, 0.999)
