@@ -142,7 +142,7 @@ def clips_of(
         raise ConfigError("The length of a run is given once: --clips, --epochs or --steps.")
     repeats = recipe.data.repeats
     if steps is not None:
-        return steps * recipe.optim.batch_videos * repeats  # the batch is of all micro-batches
+        return steps * recipe.optim.batch_videos * recipe.optim.accumulate * repeats
     assert epochs is not None
     return round(epochs * repeats * sum(len(source) for source in open_sources(workspace, shards)))
 

@@ -21,7 +21,7 @@ from stmae_train.checkpoint import load_weights, newest_checkpoint
 from stmae_train.config import Recipe, override, to_toml
 from stmae_train.errors import ConfigError, DataMismatch, RunBusy, RunInterrupted, TrainingStopped
 from stmae_train.loader import Batch
-from stmae_train.pretrain import PretrainRequest, RunResult, clips_of, pretrain
+from stmae_train.pretrain import PretrainRequest, RunResult, pretrain
 from stmae_train.runlog import StepRecord
 
 
@@ -266,9 +266,3 @@ def test_accumulation_changes_the_result_by_rounding_alone(request_: PretrainReq
 def test_masks_other_than_random_train_too(request_: PretrainRequest) -> None:
     found = pretrain(replace(request_, recipe=override(request_.recipe, ["model.mask=tube", "model.mask_ratio=0.5"])))
     assert losses(found.run_dir)[-1] < losses(found.run_dir)[0]
-
-
-def test_steps_count_updates_however_a_batch_is_cut(request_: PretrainRequest) -> None:
-    for accumulate in (1, 2):
-        recipe = override(request_.recipe, [f"optim.accumulate={accumulate}"])
-        assert clips_of(request_.workspace, request_.shards, recipe, steps=3) == 3 * 4 * 2
