@@ -18,7 +18,7 @@ from stmae_train.config import Recipe
 from stmae_train.convert import Start
 from stmae_train.distributed import start_world
 from stmae_train.errors import ConfigError
-from stmae_train.evaluate import collect, frame_rule
+from stmae_train.evaluate import collect, frame_rule, warn_of_stills
 from stmae_train.loader import DEFAULT_RANGE_BYTES, ReadOptions, SweepLoader, open_sources
 from stmae_train.runlog import autocast, write_vectors
 
@@ -81,6 +81,7 @@ def embed(request: EmbedRequest) -> Embedded:
     recipe, device = start.recipe, start_world(request.device).device
     encoder = start.autoencoder().to(device).eval().requires_grad_(False)
     sources = open_sources(request.workspace, [request.shards])
+    warn_of_stills(recipe.model, sources)
     if sources[0].is_foreign:
         raise ConfigError(
             f"{request.shards} is no set, so there is no place for its vectors; build a set from it first: stmae-data build."

@@ -18,7 +18,7 @@ from stmae_train.config import Recipe
 from stmae_train.convert import Start
 from stmae_train.distributed import Sharding, World, start_world, stop_world
 from stmae_train.errors import ConfigError
-from stmae_train.evaluate import Scores, frame_rule, load_classifier, score, write_results
+from stmae_train.evaluate import Scores, frame_rule, load_classifier, score, warn_of_stills, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
     DEFAULT_RANGE_BYTES,
@@ -85,8 +85,8 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
         TrainingStopped: loss or gradients stayed non-finite.
         RunBusy, ConfigError, DataMismatch, CheckpointError, SetError: what cannot be used, in one sentence.
     """
-    settings = request.recipe.finetune
-    if settings.task == "detection":
+    config = request.recipe.finetune
+    if config.task == "detection":
         raise ConfigError(
             f"Recipe '{request.recipe.name}' is for detection on boxes, and this trains classifiers; train a stmae_train.detector.Detector "
             f"with its numbers, or choose another recipe."
@@ -94,14 +94,14 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
     start = Start.of(
         request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed, changed=request.changed
     )
-    if settings.frames == "segments":
+    if config.frames == "segments":
         drawn = replace(start.recipe.data, sampling="segments")
         start = replace(start, recipe=replace(start.recipe, data=drawn))
     world = start_world(request.device)
     try:
         if not world.is_main:
             return {} if world.any(0) else _Finetuning(request, start, world, None).go(watch)
-        said = {
+        settings = {
             "train_shards": list(request.train_shards),
             "eval_shards": request.eval_shards,
             "init": start.facts,
@@ -111,7 +111,7 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
             command="finetune",
             recipe=start.recipe,
             seed=request.seed,
-            settings=said,
+            settings=settings,
             resume=request.resume,
         ) as run:
             if world.any(int(run.was_done)):  # all of them must know
@@ -132,6 +132,8 @@ class _Finetuning:
         train = open_sources(request.workspace, request.train_shards, labelled=True)
         self.test = open_sources(request.workspace, [request.eval_shards], labelled=True)
         self.num_classes = check_labels(train, self.test)
+        if run is not None:
+            warn_of_stills(start.recipe.model, [*train, *self.test])
         self.options = ReadOptions(
             request.workers,
             request.cache_bytes,
@@ -175,6 +177,7 @@ class _Finetuning:
             drop_path=config.drop_path,
             dropout=config.head_dropout,
             head_init_std=config.head_init_std,
+            head_bias=config.head_bias,
             seed=request.seed,
         )
         if start.tensors is not None:

@@ -24,7 +24,7 @@ from stmae_train.config import ProbeConfig, Recipe, to_toml
 from stmae_train.convert import Start
 from stmae_train.distributed import World, start_world
 from stmae_train.errors import ConfigError, TrainingStopped
-from stmae_train.evaluate import collect, frame_rule, score, write_results
+from stmae_train.evaluate import collect, frame_rule, score, warn_of_stills, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
     DEFAULT_RANGE_BYTES,
@@ -124,6 +124,7 @@ class _Probing:
         self.train = open_sources(request.workspace, request.train_shards, labelled=True)
         self.test = open_sources(request.workspace, [request.eval_shards], labelled=True)
         self.num_classes = check_labels(self.train, self.test)
+        warn_of_stills(start.recipe.model, [*self.train, *self.test])
         run.write_data([*(each.entry("train") for each in self.train), *(each.entry("eval") for each in self.test)])
         self.encoder = start.autoencoder().to(self.device).eval().requires_grad_(False)
         self.options = ReadOptions(

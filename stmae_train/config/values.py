@@ -26,6 +26,9 @@ class ModelConfig:
 
     lineage: Lineage = "mae_st"
     size: str = "b16"
+    # First weights: the lineage's own; "truncated" normal 0.02 for linears and kernels (mae_st's trunc_init); or "pytorch", what PyTorch
+    # gives new layers and zero positions, as mae_st's classifier from scratch has them (SPEC-models A1.8, A1.13).
+    init: Literal["lineage", "truncated", "pytorch"] = "lineage"
     # Encoder and decoder: pre-norm ViT blocks; heads must divide width.
     width: int = 768
     depth: int = 12
@@ -335,6 +338,9 @@ class FinetuneConfig:
     drop_path: float = 0.2
     head_dropout: float = 0.3
     head_init_std: float = 2e-5
+    head_bias: Literal["zero", "uniform", "scaled"] = (
+        "zero"  # "uniform" as PyTorch draws it (mae_st), "scaled" head_init_std (PySlowFast)
+    )
     pooling: Literal["mean-norm", "mean-fresh-norm", "norm-mean", "norm-first"] = "mean-norm"
     smoothing: float = 0.1
     mixup: float = 0.8  # Beta parameter; 0 = off

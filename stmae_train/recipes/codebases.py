@@ -40,13 +40,13 @@ def mae_st_l16_repository() -> Recipe:
             precision="fp32",
         ),
         finetune=FinetuneConfig(
-            epochs=50, layer_decay=0.75, drop_path=0.2, head_dropout=0.3, head_init_std=2e-5, views=(10, 3)
+            epochs=50, layer_decay=0.75, drop_path=0.2, head_dropout=0.3, head_bias="uniform", views=(10, 3)
         ),
     )
 
 
 def _pyslowfast(size: str, *, loader_epochs: int, warmup: int, finetune: dict[str, Any]) -> Recipe:
-    values: dict[str, Any] = {"lr_rule": "absolute", "base_lr": 3e-4 * PYSLOWFAST_NODES}
+    values: dict[str, Any] = {"lr_rule": "absolute", "base_lr": 3e-4 * PYSLOWFAST_NODES, "head_bias": "scaled"}
     return Recipe(
         name=f"pyslowfast-{size}",
         source=(

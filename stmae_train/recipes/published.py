@@ -6,6 +6,7 @@ decides the habits of the model (`config.ModelConfig`), the size decides its wid
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from stmae_train.config import DataConfig, FinetuneConfig, ModelConfig, OptimConfig, ProbeConfig, Recipe
@@ -123,7 +124,7 @@ def _mae_st(size: str, *, finetune: FinetuneConfig, warmup_epochs: int = 120) ->
             warmup_share=warmup_epochs / 1600,
             grad_clip=0.02,
         ),
-        finetune=finetune,
+        finetune=replace(finetune, head_bias="uniform"),
     )
 
 

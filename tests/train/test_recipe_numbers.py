@@ -162,6 +162,9 @@ def test_fine_tuning_is_as_published(row: dict[str, str]) -> None:
     assert tuning.pooling == (
         "mean-norm" if "mae-st" in row["recipe"] or "pysl" in row["recipe"] else "mean-fresh-norm"
     )
+    # A1.13: PyTorch's uniform bias in mae_st, 0.001 x 0.02 in PySlowFast as for its weights; zero in the others.
+    assert tuning.head_bias == {"mae_st": "uniform", "pyslowfast": "scaled"}.get(recipe.model.lineage, "zero")
+    assert tuning.head_init_std == 2e-5
     assert (tuning.task == "detection") == ("-ava-" in row["recipe"])
     assert (tuning.frames == "segments") == ("-ssv2-" in row["recipe"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,19 @@ def test_a_fine_tuning_at_another_size_says_so_in_its_folder(
     written = from_toml((tmp_path / "run" / "config.toml").read_text())
     assert (written.model.crop_px, written.data.num_frames) == (32, 8)
     assert load_weights(tmp_path / "run" / "weights.safetensors").model == written.model
+
+
+def test_an_image_model_on_videos_says_that_it_sees_one_frame(
+    small_world: Path, small_recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = ["model.num_frames=1", "data.num_frames=1", "model.tubelet_frames=1", "model.target_frames=all"]
+    recipe = override(small_recipe, [*image, "finetune.batch_videos=8", "finetune.repeats=1", "finetune.epochs=1"])
+    request = FinetuneRequest(small_world, "random", ("tiny",), "tiny:val", recipe, tmp_path / "run", device="cpu")
+    finetune(request)
+    assert "sees one frame of each video of tiny" in caplog.text and "--inflate divide" in caplog.text
+    caplog.clear()
+    finetune(replace(request, recipe=override(small_recipe, ["finetune.epochs=1"]), run_dir=tmp_path / "clips"))
+    assert "one frame" not in caplog.text
 
 
 @pytest.mark.parametrize("command", ["finetune", "probe", "embed"])
