@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from stmae_cli.train import app
 from stmae_train.checkpoint import load_weights, save_weights
 from stmae_train.config import Recipe, from_toml, override
-from stmae_train.convert import Start
+from stmae_train.convert import Start, read_weights
 from stmae_train.errors import ConfigError, ModelError
 from stmae_train.finetune import FinetuneRequest, finetune
 from stmae_train.model import MaskedAutoencoder
@@ -66,6 +66,13 @@ def test_any_other_change_of_the_model_is_refused_with_the_reason(weights: Path,
         start(
             weights, override(small_recipe, ["model.crop_px=20", "data.crop_px=20", "model.patch_px=4"]), "data.crop_px"
         )
+
+
+def test_convert_leaves_no_change_of_our_own_weights_out_without_a_word(weights: Path) -> None:
+    with pytest.raises(ModelError, match=r"finetune\.pooling by --set differs from its own recipe"):
+        read_weights(weights, asked={"finetune.pooling": "norm-first"})
+    same = load_weights(weights).recipe.finetune.pooling
+    assert read_weights(weights, asked={"finetune.pooling": same}).recipe == load_weights(weights).recipe
 
 
 def test_image_weights_do_not_become_a_video_model_by_a_change(small_recipe: Recipe, tmp_path: Path) -> None:
