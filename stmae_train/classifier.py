@@ -31,7 +31,8 @@ class Classifier(nn.Module):
             which is the class token where there is one.
         drop_path: rate of the last block, growing from 0.
         dropout: before the head.
-        head_init_std: of the head's weights (truncated normal); its bias starts at 0.
+        head_init_std: of the head's weights (truncated normal).
+        head_bias: "zero", "uniform" as PyTorch draws it (mae_st), or "scaled", which is head_init_std (PySlowFast).
         drops_first_token: leave the first token out of the mean even without a class token. mae_st does so, which
             loses one real patch; only reading such a published model needs it.
         seed: of the initial weights; None draws none, for a model that is only counted or named.
@@ -46,6 +47,7 @@ class Classifier(nn.Module):
         drop_path: float = 0.0,
         dropout: float = 0.0,
         head_init_std: float = 2e-5,
+        head_bias: str = "zero",
         drops_first_token: bool = False,
         seed: int | None = 0,
     ) -> None:
@@ -65,9 +67,14 @@ class Classifier(nn.Module):
         if seed is None:
             return
         generator = torch.Generator().manual_seed(seed)
-        initialise(self, lineage=config.lineage, generator=generator)
+        # VideoMAE's classifier has an init routine of its own, with no Xavier in it (SPEC-models A3.6).
+        kind = "truncated" if (config.lineage, config.init) == ("videomae", "lineage") else config.init
+        initialise(self, lineage=config.lineage, generator=generator, kind=kind)
         nn.init.trunc_normal_(self.head.weight, std=head_init_std, generator=generator)
-        nn.init.zeros_(self.head.bias)
+        nn.init.constant_(self.head.bias, head_init_std if head_bias == "scaled" else 0.0)
+        if head_bias == "uniform":
+            bound = config.width**-0.5
+            nn.init.uniform_(self.head.bias, -bound, bound, generator=generator)
 
     def features(self, clips: Tensor) -> Tensor:
         """Normalised clips [B, C, T, H, W] -> the vectors [B, D] that enter the head."""

@@ -18,7 +18,7 @@ from stmae_train.config import Recipe
 from stmae_train.convert import Start
 from stmae_train.distributed import start_world
 from stmae_train.errors import ConfigError
-from stmae_train.evaluate import collect, frame_rule
+from stmae_train.evaluate import collect, frame_rule, warn_of_stills
 from stmae_train.loader import DEFAULT_RANGE_BYTES, ReadOptions, SweepLoader, open_sources
 from stmae_train.runlog import autocast, write_vectors
 
@@ -38,6 +38,8 @@ class EmbedRequest:
         views: clips per video, evenly spaced; their vectors are averaged.
         seed: of the initial weights where `init` is random.
         workers, device, prefetch, store_cache_bytes: as in pre-training.
+        changed: dotted names of what the user changed in the recipe; of model and clips these alone hold beside those of the weights: crop and
+            frames (positions are interpolated), and how clips are drawn.
     """
 
     workspace: Path
@@ -51,6 +53,7 @@ class EmbedRequest:
     device: str | None = None
     prefetch: int = 4
     store_cache_bytes: int = DEFAULT_RANGE_BYTES
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +75,13 @@ def embed(request: EmbedRequest) -> Embedded:
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", request.name) is None:
         raise ConfigError(f"The name {request.name!r} cannot be a table's; wanted letters, digits, '.', '_' and '-'.")
-    start = Start.of(request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed)
+    start = Start.of(
+        request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed, changed=request.changed
+    )
     recipe, device = start.recipe, start_world(request.device).device
     encoder = start.autoencoder().to(device).eval().requires_grad_(False)
     sources = open_sources(request.workspace, [request.shards])
+    warn_of_stills(recipe.model, sources)
     if sources[0].is_foreign:
         raise ConfigError(
             f"{request.shards} is no set, so there is no place for its vectors; build a set from it first: stmae-data build."

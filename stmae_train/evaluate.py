@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,8 +42,11 @@ __all__ = [
     "load_classifier",
     "merge",
     "score",
+    "warn_of_stills",
     "write_results",
 ]
+
+LOGGER = logging.getLogger("stmae.train")
 
 METRIC_VERSION = "top1-1"
 """Changes whenever the same predictions would give another number."""
@@ -113,6 +117,17 @@ def _wilson(share: float, count: int, *, z: float = 1.959964) -> tuple[float, fl
 def frame_rule(data: DataConfig) -> FrameRule:
     """How a config takes frames."""
     return FrameRule(data.num_frames, data.frame_stride, data.fps, data.sampling)
+
+
+def warn_of_stills(model: ModelConfig, sources: Sequence[ClipSource]) -> None:
+    """Say so where an image model meets videos: it sees one frame of each."""
+    videos = [str(source.index.reference) for source in sources if not source.is_of_pictures]
+    if model.num_frames == 1 and videos:
+        LOGGER.warning(
+            "The model is of single images, so it sees one frame of each video of %s; for clips, inflate its weights first: stmae-train convert "
+            "FILE --to stmae --inflate divide",
+            ", ".join(videos),
+        )
 
 
 @torch.no_grad()

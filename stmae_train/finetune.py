@@ -18,7 +18,7 @@ from stmae_train.config import Recipe
 from stmae_train.convert import Start
 from stmae_train.distributed import Sharding, World, start_world, stop_world
 from stmae_train.errors import ConfigError
-from stmae_train.evaluate import Scores, frame_rule, load_classifier, score, write_results
+from stmae_train.evaluate import Scores, frame_rule, load_classifier, score, warn_of_stills, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
     DEFAULT_RANGE_BYTES,
@@ -32,7 +32,7 @@ from stmae_train.loader import (
 )
 from stmae_train.optim import parameter_groups
 from stmae_train.runlog import RunFolder, StepRecord, Track, Update, autocast, cost_facts, train_flops
-from stmae_train.schedule import cosine_lr
+from stmae_train.schedule import cosine_lr, rate_line
 from stmae_train.views import mix_clips, perturb_clips, step_seed
 
 __all__ = ["FinetuneRequest", "finetune"]
@@ -52,6 +52,8 @@ class FinetuneRequest:
         seed: of the head, order, crops, mixing, drop path.
         workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, prefetch,
             store_cache_bytes, track, sharding, force: as in pre-training.
+        changed: dotted names of what the user changed in the recipe; of model and clips these alone hold beside those of the weights: crop and
+            frames (positions are interpolated), and how clips are drawn.
     """
 
     workspace: Path
@@ -74,6 +76,7 @@ class FinetuneRequest:
     track: str | None = None
     sharding: Sharding = "ddp"
     force: bool = False
+    changed: tuple[str, ...] = ()
 
 
 def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
@@ -84,7 +87,18 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
         TrainingStopped: loss or gradients stayed non-finite.
         RunBusy, ConfigError, DataMismatch, CheckpointError, SetError: what cannot be used, in one sentence.
     """
-    start = Start.of(request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed)
+    config = request.recipe.finetune
+    if config.task == "detection":
+        raise ConfigError(
+            f"Recipe '{request.recipe.name}' is for detection on boxes, and this trains classifiers; train a stmae_train.detector.Detector "
+            f"with its numbers, or choose another recipe."
+        )
+    start = Start.of(
+        request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed, changed=request.changed
+    )
+    if config.frames == "segments":
+        drawn = replace(start.recipe.data, sampling="segments")
+        start = replace(start, recipe=replace(start.recipe, data=drawn))
     world = start_world(request.device)
     try:
         if not world.is_main:
@@ -121,6 +135,8 @@ class _Finetuning:
         train = open_sources(request.workspace, request.train_shards, labelled=True)
         self.test = open_sources(request.workspace, [request.eval_shards], labelled=True)
         self.num_classes = check_labels(train, self.test)
+        if run is not None:
+            warn_of_stills(start.recipe.model, [*train, *self.test])
         self.options = ReadOptions(
             request.workers,
             request.cache_bytes,
@@ -164,6 +180,7 @@ class _Finetuning:
             drop_path=config.drop_path,
             dropout=config.head_dropout,
             head_init_std=config.head_init_std,
+            head_bias=config.head_bias,
             seed=request.seed,
         )
         if start.tensors is not None:
@@ -181,6 +198,7 @@ class _Finetuning:
                 layer_decay=config.layer_decay,
                 depth=start.recipe.model.depth,
             ),
+            optimizer=config.optimizer,
             sharding=request.sharding,
         )
 
@@ -216,7 +234,7 @@ class _Finetuning:
             total=self.config.epochs,
             warmup=self.config.warmup_epochs,
             peak=self.config.peak_lr(),
-            end=self.config.min_lr,
+            end=self.config.end_lr(),
         )
 
     def _update(self, step: int, parts: Sequence[Batch]) -> Update:
@@ -315,5 +333,9 @@ class _Finetuning:
             clips=cost["clips"],
             bytes_read=cost["bytes_read"],
             cost=cost,
-            lines=[*run.changes, *cost_facts(cost, self.trainee.facts())],
+            lines=[
+                ("Rate", rate_line(self.config, repeats=self.config.repeats)),
+                *run.changes,
+                *cost_facts(cost, self.trainee.facts()),
+            ],
         )

@@ -25,7 +25,9 @@ __all__ = [
     "even_out",
     "frame_mask",
     "generator_for",
+    "grid_mask",
     "hidden_count",
+    "image_block_mask",
     "keep_count",
     "noise_for",
     "per_frame_mask",
@@ -152,7 +154,8 @@ def block_mask(
 def block_mask_2d(height: int, columns: int, *, hidden: int, generator: np.random.Generator) -> Tensor:
     """Hide rectangles in an image (BEiT's generator): mask [height, columns] of bool with at most `hidden` cells.
 
-    A block has at least 16 cells and at most what is missing, aspect 0.3 to 1/0.3, and 10 tries to be placed.
+    A block's area is drawn between 16 cells and what is missing, whichever is more, its aspect between 0.3 and 1/0.3; it has 10 tries to
+    be placed, and counts if it adds between one cell and what is missing.
     """
     mask = np.zeros((height, columns), dtype=bool)
     count = 0
@@ -162,6 +165,37 @@ def block_mask_2d(height: int, columns: int, *, hidden: int, generator: np.rando
             break
         count += added
     return torch.from_numpy(mask)
+
+
+def image_block_mask(grid: Grid, *, ratio: float, generator: np.random.Generator) -> Tensor:
+    """Hide rectangles (`block_mask_2d`), the same in every time slice (image MAE Table 1f, "block").
+
+    Args:
+        grid: token counts (t, h, w).
+        ratio: share of places hidden, in [0, 1); a short draw is made up for with random places.
+        generator: source of randomness.
+
+    Returns:
+        Mask [L] of bool; every slice keeps floor(h * w * (1 - ratio)) places.
+    """
+    hidden = grid.places - keep_count(grid.places, ratio)
+    mask = block_mask_2d(grid.h, grid.w, hidden=hidden, generator=generator).flatten()
+    return even_out(mask, hidden=hidden, generator=generator).repeat(grid.t)
+
+
+def grid_mask(grid: Grid, *, ratio: float = 0.75) -> Tensor:
+    """Keep the first place of every 2 x 2 in every time slice (image MAE Table 1f, "grid"): mask [L] of bool; nothing is drawn.
+
+    Raises:
+        ModelError: another ratio than 0.75, or an odd side.
+    """
+    if ratio != 0.75 or grid.h % 2 or grid.w % 2:
+        raise ModelError(
+            f"A grid mask keeps one place of every 2 x 2, found ratio {ratio} and {grid.h} x {grid.w} places; wanted 0.75 and even sides."
+        )
+    places = torch.ones(grid.h, grid.w, dtype=torch.bool)
+    places[::2, ::2] = False
+    return places.flatten().repeat(grid.t)
 
 
 def even_out(mask: Tensor, *, hidden: int, generator: np.random.Generator) -> Tensor:
@@ -176,6 +210,7 @@ _STRATEGIES = {
     "frame": frame_mask,
     "per-frame": per_frame_mask,
     "block": block_mask,
+    "image-block": image_block_mask,
 }
 
 
@@ -187,6 +222,8 @@ def draw_masks(config: ModelConfig, *, seed: int, sample_numbers: Sequence[int])
             noise_for(seed, sample_numbers, grid.length), keep=keep_count(grid.length, config.mask_ratio)
         )
         return torch.zeros(len(sample_numbers), grid.length, dtype=torch.bool).scatter_(1, hidden, True)
+    if config.mask == "grid":
+        return grid_mask(grid, ratio=config.mask_ratio).expand(len(sample_numbers), -1)
     draw = _STRATEGIES[config.mask]
     rows = [draw(grid, ratio=config.mask_ratio, generator=generator_for(seed, number)) for number in sample_numbers]
     return torch.stack(rows)
@@ -248,7 +285,8 @@ def _add_block(mask: np.ndarray, *, missing: int, generator: np.random.Generator
     """Add one rectangle of at most `missing` new cells to the mask; the number of cells added, 0 where none fitted."""
     height, columns = mask.shape
     for _ in range(10):
-        area, aspect = generator.uniform(16, max(missing, 16)), _aspect(generator)
+        # Between the two also where fewer than 16 are missing: a last block may be small, or overlap others.
+        area, aspect = generator.uniform(min(16, missing), max(16, missing)), _aspect(generator)
         rows, across = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if not (0 < rows < height and 0 < across < columns):
             continue

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW's parameter groups with weight-decay rules and layer decay, LARS for the linear probe, the running mean of weights."""
+"""Optimizers: AdamW and SGD, their parameter groups with weight-decay rules and layer decay, LARS for the linear probe, the running mean of weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stmae_train.distributed import gathered, own_part, put
 
-__all__ = ["Lars", "WeightMean", "adamw", "decays", "layer_number", "parameter_groups", "set_learning_rate"]
+__all__ = ["Lars", "WeightMean", "adamw", "decays", "layer_number", "parameter_groups", "set_learning_rate", "sgd"]
 
 
 def decays(name: str, parameter: Tensor, *, rule: str = "not-1d") -> bool:
@@ -73,6 +73,16 @@ def adamw(
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; its rates are 0 until `set_learning_rate` sets them."""
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.SGD:
+    """SGD over `parameter_groups`; its rates are 0 until `set_learning_rate` sets them."""
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            # Made here: a first step that is skipped would leave the fused kernel's own buffer as the memory was found.
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

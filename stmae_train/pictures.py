@@ -19,7 +19,7 @@ from torch import Tensor
 from stmae_train.checkpoint import load_autoencoder, load_weights, weights_path
 from stmae_train.config import ModelConfig, Recipe
 from stmae_train.distributed import start_world
-from stmae_train.errors import ModelError
+from stmae_train.errors import ConfigError, ModelError
 from stmae_train.evaluate import frame_rule
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
@@ -148,12 +148,12 @@ def shown_ratios(model: ModelConfig) -> tuple[float, ...]:
 
 
 def _masking(model: ModelConfig, ratio: float) -> ModelConfig:
-    """The model's own kind of mask at a ratio, or random masks where that kind would leave nothing visible."""
-    config = replace(model, mask_ratio=ratio)
+    """The model's own kind of mask at a ratio, or random masks where that kind cannot hide so much."""
     try:
+        config = replace(model, mask_ratio=ratio)
         draw_masks(config, seed=0, sample_numbers=[0])
-    except ModelError:
-        return replace(config, mask="random")
+    except (ConfigError, ModelError):
+        return replace(model, mask_ratio=ratio, mask="random")
     return config
 
 

@@ -34,7 +34,7 @@ from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import parameter_groups
 from stmae_train.pictures import PictureRequest, draw, shown_ratios, shows_pixels
 from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, read_records, train_flops, write_card
-from stmae_train.schedule import learning_rate
+from stmae_train.schedule import learning_rate, rate_line
 from stmae_train.targets import Teacher, fit_pca, pixel_vectors, read_teacher
 from stmae_train.views import FrameRule
 
@@ -370,6 +370,7 @@ class _Training:
                         "Clips seen",
                         f"{cost['clips']:,} in {cost['steps']:,} steps, {cost['epochs']:g} epochs of videos",
                     ),
+                    ("Rate", rate_line(self.recipe.optim, repeats=self.recipe.data.repeats)),
                     ("Last loss", "none" if result.loss is None else f"{result.loss:.4f}"),
                     ("Skipped steps", str(len(self.loop.guard.skipped))),
                     ("Skipped clips", str(len(result.skipped_clips))),

@@ -24,7 +24,7 @@ from stmae_train.config import ProbeConfig, Recipe, to_toml
 from stmae_train.convert import Start
 from stmae_train.distributed import World, start_world
 from stmae_train.errors import ConfigError, TrainingStopped
-from stmae_train.evaluate import collect, frame_rule, score, write_results
+from stmae_train.evaluate import collect, frame_rule, score, warn_of_stills, write_results
 from stmae_train.loader import (
     DEFAULT_CACHE_BYTES,
     DEFAULT_RANGE_BYTES,
@@ -54,11 +54,13 @@ class ProbeRequest:
         init: a weights file, a run folder or run name, or `random`: the frozen encoder as its seed made it.
         train_shards: labelled set references.
         eval_shards: the labelled set reference to score.
-        kind: attentive (all tokens), linear or knn (their mean).
+        kind: attentive (all tokens), linear or knn (their mean, or the class token: `probe.feature`).
         recipe: its probe settings; model and clips too where `init` is random, else those of the weights.
         run_dir: the run folder.
         seed: of the heads, their views and their order.
         workers, device, cache_bytes, prefetch, store_cache_bytes: as in pre-training. A damaged sample always stops a probe.
+        changed: dotted names of what the user changed in the recipe; of model and clips these alone hold beside those of the weights: crop and
+            frames (positions are interpolated), and how clips are drawn.
         resume: begin again in a folder where a probe was interrupted, or return what a finished one found.
     """
 
@@ -76,6 +78,7 @@ class ProbeRequest:
     cache_bytes: int = DEFAULT_CACHE_BYTES
     prefetch: int = 4
     store_cache_bytes: int = DEFAULT_RANGE_BYTES
+    changed: tuple[str, ...] = ()
 
 
 def probe(request: ProbeRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
@@ -87,7 +90,9 @@ def probe(request: ProbeRequest, *, watch: Callable[[StepRecord], None] | None =
     """
     if request.kind not in KINDS:
         raise ConfigError(f"There is no probe {request.kind!r}; choose one of {', '.join(KINDS)}.")
-    start = Start.of(request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed)
+    start = Start.of(
+        request.init, workspace=request.workspace, recipe=request.recipe, seed=request.seed, changed=request.changed
+    )
     settings = {
         "kind": request.kind,
         "train_shards": list(request.train_shards),
@@ -111,11 +116,15 @@ class _Probing:
     def __init__(self, request: ProbeRequest, start: Start, run: RunFolder) -> None:
         self.request, self.run, self.recipe = request, run, start.recipe
         self.config: ProbeConfig = start.recipe.probe
+        self.is_class = request.kind != "attentive" and self.config.feature == "class"
+        if self.is_class and not start.recipe.model.class_token:
+            raise ConfigError("The encoder has no class token for probe.feature 'class'; set probe.feature=mean.")
         self.timer = Stopwatch()
         self.device = start_world(request.device).device
         self.train = open_sources(request.workspace, request.train_shards, labelled=True)
         self.test = open_sources(request.workspace, [request.eval_shards], labelled=True)
         self.num_classes = check_labels(self.train, self.test)
+        warn_of_stills(start.recipe.model, [*self.train, *self.test])
         run.write_data([*(each.entry("train") for each in self.train), *(each.entry("eval") for each in self.test)])
         self.encoder = start.autoencoder().to(self.device).eval().requires_grad_(False)
         self.options = ReadOptions(
@@ -164,9 +173,11 @@ class _Probing:
 
     @torch.no_grad()
     def _encode(self, clips: Tensor) -> Tensor:
-        """Clips [B, 3, T, H, W] to tokens [B, L, D] for an attentive probe, else to their mean [B, D]."""
+        """Clips [B, 3, T, H, W] to tokens [B, L, D] for an attentive probe, else to their mean or the class token [B, D]."""
         with autocast(self.device, self.config.precision):
-            tokens = self.encoder.encode(clips).float()
+            tokens = self.encoder.encode(clips, with_class=self.is_class).float()
+        if self.is_class:
+            return tokens[:, 0]
         return tokens if self.request.kind == "attentive" else tokens.mean(dim=1)
 
     def _features(self) -> tuple[Tensor, Tensor, SweepLoader]:

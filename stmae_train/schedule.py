@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from stmae_train.config import OptimConfig
+from stmae_train.config import FinetuneConfig, OptimConfig, lr_factor
 
-__all__ = ["cosine_lr", "learning_rate", "per_step_table", "wsd_lr"]
+__all__ = ["cosine_lr", "learning_rate", "per_step_table", "rate_line", "wsd_lr"]
 
 
 def cosine_lr(progress: float, *, total: float, warmup: float, peak: float, end: float = 0.0) -> float:
@@ -57,3 +57,30 @@ def learning_rate(config: OptimConfig, *, clips: float, repeats: int, total_clip
     if config.schedule == "wsd":
         return wsd_lr(clips, total=total, warmup=warmup, decay=config.decay_share * total, peak=peak, end=end)
     return cosine_lr(clips, total=total, warmup=warmup, peak=peak, end=end)
+
+
+def rate_line(config: OptimConfig | FinetuneConfig, *, repeats: int) -> str:
+    """The resolved rate in words, with the batch in videos and in clips.
+
+    Args:
+        config: base rate, its rule and the batch.
+        repeats: clips drawn per video.
+
+    >>> rate_line(OptimConfig(batch_videos=1024, base_lr=1.5e-4, lr_rule="per-256-videos"), repeats=4)
+    'peak lr 6e-04 = base 1.5e-04 x 1,024 videos / 256; batch 1,024 videos = 4,096 clips; repeats not counted'
+    """
+    videos, clips = config.batch_videos, config.batch_videos * repeats
+    batch = f"batch {videos:,} videos = {clips:,} clips"
+    peak = config.base_lr * lr_factor(config.lr_rule, batch_videos=videos, repeats=repeats)
+    if config.lr_rule == "absolute":
+        return f"peak lr {_rate(peak)}, absolute; {batch}; the rate does not follow the batch"
+    is_clips = config.lr_rule == "per-256-clips"
+    counted = f"{clips:,} clips" if is_clips else f"{videos:,} videos"
+    rule = f"base {_rate(config.base_lr)} x {counted} / 256"
+    return f"peak lr {_rate(peak)} = {rule}; {batch}; repeats {'' if is_clips else 'not '}counted"
+
+
+def _rate(value: float) -> str:
+    """4.8e-03, with no more digits than it has, up to four."""
+    digits, _, power = f"{value:.3e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{power}"

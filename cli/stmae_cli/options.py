@@ -30,6 +30,7 @@ __all__ = [
     "StoreCacheOption",
     "TrainShards",
     "WorkersOption",
+    "changed_names",
     "gigabytes",
     "read_recipe",
     "run_folder",
@@ -93,6 +94,13 @@ def read_recipe(name: str, changes: list[str] | None) -> "Recipe":
 
     found = config.read_recipe(Path(name)) if name.endswith(".toml") else recipe(name)
     return config.override(found, changes or [])
+
+
+def changed_names(changes: list[str] | None) -> tuple[str, ...]:
+    """Dotted names of what `--set` changes."""
+    from stmae_train import config
+
+    return tuple(config.read_changes(changes or []))
 
 
 def run_folder(workspace: Path, out: str | None, *parts: object) -> Path:

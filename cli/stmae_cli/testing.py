@@ -19,6 +19,7 @@ from stmae_cli.options import (
     SetOption,
     StoreCacheOption,
     WorkersOption,
+    changed_names,
     gigabytes,
     read_recipe,
     run_folder,
@@ -70,6 +71,7 @@ def embed(
         prefetch=prefetch,
         store_cache_bytes=gigabytes(store_cache_gb),
         device=device,
+        changed=changed_names(changes),
     )
     with console.journal(workspace, "stmae-train embed", {"shards": shards, "init": init}):
         made = run(request)

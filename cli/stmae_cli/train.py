@@ -27,6 +27,7 @@ from stmae_cli.options import (
     StoreCacheOption,
     TrainShards,
     WorkersOption,
+    changed_names,
     gigabytes,
     read_recipe,
     run_folder,
@@ -59,14 +60,18 @@ def recipes(
 
     if name is not None:
         from stmae_cli.weights import cost_lines
+        from stmae_train.schedule import rate_line
 
-        sys.stdout.write("".join(f"# {line}\n" for line in cost_lines(recipe(name).model)) + to_toml(recipe(name)))
+        found = recipe(name)
+        lines = [*cost_lines(found.model), f"pre-training: {rate_line(found.optim, repeats=found.data.repeats)}"]
+        lines.append(f"fine-tuning: {rate_line(found.finetune, repeats=found.finetune.repeats)}")
+        sys.stdout.write("".join(f"# {line}\n" for line in lines) + to_toml(found))
         return
-    found = [recipe(each) for each in names()]
+    every = [recipe(each) for each in names()]
     if is_json:
-        console.print_json([{"name": each.name, "source": each.source} for each in found])
+        console.print_json([{"name": each.name, "source": each.source} for each in every])
         return
-    console.table("Recipes", ["name", "source"], [[each.name, each.source] for each in found])
+    console.table("Recipes", ["name", "source"], [[each.name, each.source] for each in every])
 
 
 @console.command(app, "pretrain")
@@ -114,6 +119,7 @@ def pretrain(
     """
     from stmae_train.pretrain import PretrainRequest, clips_of
     from stmae_train.pretrain import pretrain as run
+    from stmae_train.schedule import rate_line
 
     wanted = read_recipe(recipe, changes)
     run_dir = run_folder(workspace, out, wanted.name, *shards, f"s{seed}")
@@ -145,6 +151,8 @@ def pretrain(
         track=track,
         pictures_every=pictures_every,
     )
+    if console.is_main_process():
+        console.say(rate_line(wanted.optim, repeats=wanted.data.repeats))
     with console.journal(workspace, "stmae-train pretrain", {"shards": shards, "recipe": wanted.name}):
         result = run(request, watch=lambda record: console.say(str(record)))
     if not console.is_main_process():
@@ -203,6 +211,7 @@ def probe(
         store_cache_bytes=gigabytes(store_cache_gb),
         resume=resume,
         device=device,
+        changed=changed_names(changes),
     )
     with console.journal(workspace, "stmae-train probe", {"init": init, "kind": kind}):
         metrics = run(request, watch=lambda record: console.say(str(record)))
@@ -238,6 +247,7 @@ def finetune(
     """
     from stmae_train.finetune import FinetuneRequest
     from stmae_train.finetune import finetune as run
+    from stmae_train.schedule import rate_line
 
     request = FinetuneRequest(
         workspace=workspace,
@@ -258,7 +268,10 @@ def finetune(
         device=device,
         sharding="fsdp" if fsdp else "ddp",
         track=track,
+        changed=changed_names(changes),
     )
+    if console.is_main_process():
+        console.say(rate_line(request.recipe.finetune, repeats=request.recipe.finetune.repeats))
     with console.journal(workspace, "stmae-train finetune", {"init": init}):
         metrics = run(request, watch=lambda record: console.say(str(record)))
     show_metrics(metrics, request.run_dir, is_json=is_json)

@@ -20,7 +20,7 @@ from stmae_train.distributed import (
     recompute_activations,
 )
 from stmae_train.errors import CheckpointError
-from stmae_train.optim import WeightMean, adamw
+from stmae_train.optim import WeightMean, adamw, sgd
 from stmae_train.runlog import LossScale, Update, autocast, update_weights
 from stmae_train.runlog import backward as run_backward
 
@@ -53,6 +53,7 @@ class Trainee:
         settings: of the updates.
         groups: the optimizer's parameter groups, asked for once the model stands.
         eps: of AdamW.
+        optimizer: "adamw", or "sgd" with the first of the betas as its momentum.
         sharding: "ddp" or "fsdp"; alone a process keeps everything either way.
     """
 
@@ -64,6 +65,7 @@ class Trainee:
         *,
         groups: Callable[[], list[dict[str, Any]]],
         eps: float = 1e-8,
+        optimizer: str = "adamw",
         sharding: Sharding = "ddp",
     ) -> None:
         self.model, self.world, self.settings = model.to(world.device), world, settings
@@ -75,7 +77,9 @@ class Trainee:
         # Fused: it can skip a non-finite step without asking the device.
         made = [{**group, "fused": True} for group in groups()]
         self.parameters = [parameter for group in made for parameter in group["params"]]
-        self.optimizer = adamw(made, betas=settings.betas, eps=eps)
+        self.optimizer: torch.optim.Optimizer = (
+            sgd(made, momentum=settings.betas[0]) if optimizer == "sgd" else adamw(made, betas=settings.betas, eps=eps)
+        )
         self.scale = LossScale(world.device) if settings.precision == "fp16" else None
         self.mean = WeightMean(model, decay=settings.ema_decay) if settings.ema_decay else None
 

@@ -8,6 +8,7 @@ from stmae_train.config.values import (
     OptimConfig,
     ProbeConfig,
     Recipe,
+    lr_factor,
 )
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "ProbeConfig",
     "Recipe",
     "from_toml",
+    "lr_factor",
     "override",
     "override_values",
     "read_changes",

@@ -11,7 +11,8 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from stmae_train.config.values import Recipe, field_types
+from stmae_train.config.checks import field_types
+from stmae_train.config.values import Recipe
 from stmae_train.errors import ConfigError
 
 __all__ = ["from_toml", "override", "override_values", "read_changes", "read_recipe", "to_toml"]

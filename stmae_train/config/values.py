@@ -2,57 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import Literal
 
+from stmae_train.config.checks import check_choices, check_positive, check_rising, check_share
 from stmae_train.errors import ConfigError
 
-__all__ = ["DataConfig", "FinetuneConfig", "ModelConfig", "OptimConfig", "ProbeConfig", "Recipe", "field_types"]
+__all__ = ["DataConfig", "FinetuneConfig", "ModelConfig", "OptimConfig", "ProbeConfig", "Recipe", "lr_factor"]
 
 Lineage = Literal["mae_st", "pyslowfast", "videomae", "mae"]
 Positions = Literal["separable", "joint", "sincos-1d", "sincos-2d", "sincos-3d"]
 LrRule = Literal["absolute", "per-256-videos", "per-256-clips"]
 Precision = Literal["fp32", "bf16", "fp16"]  # fp16 scales its losses, so that small gradients survive
-
-
-def field_types(kind: type) -> dict[str, Any]:
-    """Field name to resolved type of a config class, in the order written."""
-    hints = get_type_hints(kind)
-    return {item.name: hints[item.name] for item in fields(kind)}
-
-
-def _check_choices(config: Any) -> None:
-    """Refuse a text field that is not one of its choices."""
-    for name, kind in field_types(type(config)).items():
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind):
-            choices = ", ".join(str(choice) for choice in get_args(kind))
-            found = getattr(config, name)
-            raise ConfigError(f"{type(config).__name__}.{name} is {found!r}, wanted one of {choices}; set one of them.")
-
-
-def _check_positive(config: Any, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} is {getattr(config, name)}, wanted a number above 0; raise it."
-            )
-
-
-def _check_share(config: Any, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) < 1:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} is {getattr(config, name)}, wanted a share in [0, 1); change it."
-            )
-
-
-def _check_rising(config: Any, *names: str) -> None:
-    for name in names:
-        low, high = getattr(config, name)
-        if not 0 < low <= high:
-            raise ConfigError(
-                f"{type(config).__name__}.{name} is {[low, high]}, wanted [low, high] with 0 < low <= high; change it."
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +26,9 @@ class ModelConfig:
 
     lineage: Lineage = "mae_st"
     size: str = "b16"
+    # First weights: the lineage's own; "truncated" normal 0.02 for linears and kernels (mae_st's trunc_init); or "pytorch", what PyTorch
+    # gives new layers and zero positions, as mae_st's classifier from scratch has them (SPEC-models A1.8, A1.13).
+    init: Literal["lineage", "truncated", "pytorch"] = "lineage"
     # Encoder and decoder: pre-norm ViT blocks; heads must divide width.
     width: int = 768
     depth: int = 12
@@ -103,8 +67,9 @@ class ModelConfig:
     decoder_attention: Literal["self", "cross"] = "self"
     decoded_share: float = 1.0
     dense_encoder: bool = False  # the encoder runs on all tokens, hidden ones replaced by the mask token
-    # Mask: share of tokens hidden.
-    mask: Literal["random", "tube", "frame", "per-frame", "block"] = "random"
+    # Mask: share of tokens hidden. "block" are cubes (MaskFeat), "image-block" rectangles (BEiT) and "grid" all but one place of
+    # every 2 x 2, both the same in every time slice.
+    mask: Literal["random", "tube", "frame", "per-frame", "block", "image-block", "grid"] = "random"
     mask_ratio: float = 0.9
     # Target: "per-color" normalises every colour of a patch on its own (VideoMAE), "normalized" all together (MAE).
     # "pca" are coefficients in a basis of patches, "tokens" words of a discrete tokenizer (SPEC-models A1.12).
@@ -118,10 +83,10 @@ class ModelConfig:
     loss: Literal["mse", "l1", "smooth-l1", "cross-entropy"] = "mse"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_choices(self)
         sizes = ("width", "depth", "heads", "decoder_width", "decoder_depth", "decoder_heads", "mlp_ratio")
-        _check_positive(self, *sizes, "layer_norm_eps", "num_frames", "crop_px", "tubelet_frames", "patch_px")
-        _check_share(self, "mask_ratio")
+        check_positive(self, *sizes, "layer_norm_eps", "num_frames", "crop_px", "tubelet_frames", "patch_px")
+        check_share(self, "mask_ratio")
         if not 0 < self.test_crop <= 1:
             raise ConfigError(f"ModelConfig.test_crop is {self.test_crop}, wanted a share in (0, 1]; change it.")
         for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
@@ -150,9 +115,29 @@ class ModelConfig:
                 f"{self.num_target_frames} target frames over {self.num_frames // self.tubelet_frames} tubelets leave "
                 f"less than one frame per token; raise num_target_frames."
             )
-
+        if self.target_frames == "linspace" and self.tubelet_frames * self.num_target_frames % self.num_frames:
+            tubelets = self.num_frames // self.tubelet_frames
+            raise ConfigError(
+                f"ModelConfig.num_target_frames is {self.num_target_frames}, which {tubelets} tubelets cannot share evenly; "
+                f"wanted a multiple of {tubelets}."
+            )
+        self._check_mask()
         self._check_target()
         self._check_decoder()
+
+    def _check_mask(self) -> None:
+        _, h, w = self.grid_shape
+        if self.mask == "grid" and (self.mask_ratio != 0.75 or h % 2 or w % 2):
+            raise ConfigError(
+                f"ModelConfig.mask 'grid' keeps one place of every 2 x 2, found mask_ratio {self.mask_ratio} over {h} x {w} places; set "
+                f"mask_ratio=0.75, and a crop of an even number of patches."
+            )
+        share = int(self.mask_ratio * h * w) if self.mask == "tube" else self.mask_ratio
+        if not share:
+            raise ConfigError(
+                f"ModelConfig.mask_ratio is {self.mask_ratio}, which hides none of the tokens of a '{self.mask}' mask over {h} x {w} places, "
+                f"so there is nothing to predict; raise it."
+            )
 
     def _check_target(self) -> None:
         is_words, is_taught = self.target == "tokens", self.target in ("pca", "tokens")
@@ -165,10 +150,7 @@ class ModelConfig:
                 f"ModelConfig.target_values is {self.target_values} for the target '{self.target}', wanted the number of components or words, "
                 f"and 0 for other targets; set it."
             )
-        is_one_frame = self.target_frames in ("first", "center") or (
-            self.target_frames == "linspace" and self.num_target_frames * self.tubelet_frames == self.num_frames
-        )
-        if (is_words and not is_one_frame and self.tubelet_frames > 1) or (
+        if (is_words and self.frames_per_token != 1) or (
             self.target == "hog" and self.target_frames in ("center", "double")
         ):
             raise ConfigError(
@@ -203,6 +185,12 @@ class ModelConfig:
         return self.num_frames * self.input_stride
 
     @property
+    def frames_per_token(self) -> int:
+        """Frames that a token predicts, of a target of frames."""
+        counts = {"all": self.tubelet_frames, "double": 2 * self.tubelet_frames, "first": 1, "center": 1}
+        return counts.get(self.target_frames) or self.num_target_frames * self.tubelet_frames // self.num_frames
+
+    @property
     def grid_shape(self) -> tuple[int, int, int]:
         """Token counts (t, h, w)."""
         side = self.crop_px // self.patch_px
@@ -223,13 +211,14 @@ class DataConfig:
     # Brightness, contrast, saturation, hue, as torchvision's ColorJitter takes them; pre-training alone, 0 leaves one out.
     color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     repeats: int = 4  # clips drawn from one opened video
-    sampling: Literal["aligned", "published"] = "aligned"
+    # "segments": one frame out of each of `num_frames` equal parts of the video, whatever stride and fps say (SSv2).
+    sampling: Literal["aligned", "published", "segments"] = "aligned"
     eval_views: tuple[int, int] = (5, 3)  # temporal x spatial
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_positive(self, "num_frames", "frame_stride", "fps", "crop_px", "repeats")
-        _check_rising(self, "crop_area", "crop_aspect")
+        check_choices(self)
+        check_positive(self, "num_frames", "frame_stride", "fps", "crop_px", "repeats")
+        check_rising(self, "crop_area", "crop_aspect")
         if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
             raise ConfigError(
                 f"DataConfig.color_jitter is {list(self.color_jitter)}, wanted [brightness, contrast, saturation, hue] from 0, hue up to 0.5; "
@@ -268,9 +257,9 @@ class OptimConfig:
     compile_blocks: bool = False  # torch.compile of every block
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_positive(self, "batch_videos", "accumulate", "total_clips", "base_lr", "eps")
-        _check_share(self, "warmup_share", "decay_share", "ema_decay")
+        check_choices(self)
+        check_positive(self, "batch_videos", "accumulate", "total_clips", "base_lr", "eps")
+        check_share(self, "warmup_share", "decay_share", "ema_decay")
 
     def peak_lr(self, *, repeats: int) -> float:
         """The learning rate after warm-up for this batch."""
@@ -305,6 +294,9 @@ class ProbeConfig:
     attentive_blocks: int = 1
     attentive_heads: int = 12
     linear_optimizer: Literal["lars", "sgd", "adamw"] = "adamw"
+    feature: Literal["mean", "class"] = (
+        "mean"  # of linear and k-NN probes: patch tokens averaged, or the class token; after the final norm
+    )
     knn_neighbors: int = 20
     knn_temperature: float = 0.07
     train_views: int = 1  # views drawn from every training video
@@ -313,18 +305,22 @@ class ProbeConfig:
     precision: Precision = "bf16"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_positive(self, "batch_videos", "epochs", "attentive_blocks", "attentive_heads")
-        _check_positive(self, "knn_neighbors", "knn_temperature", "train_views")
-        _check_share(self, "warmup_share", "select_share")
+        check_choices(self)
+        check_positive(self, "batch_videos", "epochs", "attentive_blocks", "attentive_heads")
+        check_positive(self, "knn_neighbors", "knn_temperature", "train_views")
+        check_share(self, "warmup_share", "select_share")
         if not self.lr_grid or not self.weight_decay_grid:
             raise ConfigError("ProbeConfig.lr_grid or weight_decay_grid is empty; give at least one value for each.")
 
 
 @dataclass(frozen=True, slots=True)
 class FinetuneConfig:
-    """Fine-tuning a classifier from pre-trained weights (SPEC-models B2)."""
+    """Fine-tuning from pre-trained weights, or training from scratch (SPEC-models B2, B4)."""
 
+    task: Literal["classification", "detection"] = (
+        "classification"  # the numbers of a `detector.Detector` are for loops of your own
+    )
+    frames: Literal["as-pretrained", "segments"] = "as-pretrained"  # "segments": as data.sampling has it
     batch_videos: int = 256  # over all processes and micro-batches, as in pre-training
     accumulate: int = 1
     epochs: int = 50  # passes over the videos; every pass draws `repeats` clips of each
@@ -332,7 +328,9 @@ class FinetuneConfig:
     warmup_epochs: float = 5.0
     base_lr: float = 2.4e-3
     lr_rule: LrRule = "per-256-clips"
-    min_lr: float = 1e-6  # absolute, then times the layer's scale
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # SGD's momentum is the first of betas
+    min_lr: float = 1e-6  # times the layer's scale
+    min_lr_rule: LrRule = "absolute"  # mae and mae_st; VideoMAE scales the end of its schedule by the batch too
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.05
     layer_decay: float = 0.75
@@ -340,6 +338,9 @@ class FinetuneConfig:
     drop_path: float = 0.2
     head_dropout: float = 0.3
     head_init_std: float = 2e-5
+    head_bias: Literal["zero", "uniform", "scaled"] = (
+        "zero"  # "uniform" as PyTorch draws it (mae_st), "scaled" head_init_std (PySlowFast)
+    )
     pooling: Literal["mean-norm", "mean-fresh-norm", "norm-mean", "norm-first"] = "mean-norm"
     smoothing: float = 0.1
     mixup: float = 0.8  # Beta parameter; 0 = off
@@ -360,14 +361,18 @@ class FinetuneConfig:
     compile_blocks: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check_positive(self, "batch_videos", "accumulate", "epochs", "repeats", "base_lr", "layer_decay")
-        _check_share(self, "drop_path", "head_dropout", "smoothing", "ema_decay")
-        _check_rising(self, "crop_area", "crop_aspect")
+        check_choices(self)
+        check_positive(self, "batch_videos", "accumulate", "epochs", "repeats", "base_lr", "layer_decay")
+        check_share(self, "drop_path", "head_dropout", "smoothing", "ema_decay")
+        check_rising(self, "crop_area", "crop_aspect")
 
     def peak_lr(self) -> float:
         """The learning rate after warm-up for this batch, before layer decay."""
         return self.base_lr * lr_factor(self.lr_rule, batch_videos=self.batch_videos, repeats=self.repeats)
+
+    def end_lr(self) -> float:
+        """The learning rate the schedule ends with for this batch, before layer decay."""
+        return self.min_lr * lr_factor(self.min_lr_rule, batch_videos=self.batch_videos, repeats=self.repeats)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ def read_weights(path: Path, *, base: Recipe | None = None, asked: Mapping[str, 
     if is_ours(opened):
         weights = load_weights(path)
         _check_ours(weights.recipe, asked, where=path.name)
+        _check_rest(weights.recipe, asked, where=path.name)
         return weights
     if RECIPE_KEY in opened.metadata:
         return _read_export(path, opened, asked)
@@ -238,6 +239,15 @@ def _recipe(config: ModelConfig, base: Recipe | None, *, pooling: str | None, na
     data = replace(base.data, num_frames=config.clip_frames, crop_px=config.crop_px, frame_stride=stride)
     found = replace(base, model=config, data=data)
     return found if pooling is None else override_values(found, {"finetune.pooling": pooling})
+
+
+def _check_rest(found: Recipe, asked: Mapping[str, Any], *, where: str) -> None:
+    """A change beside the model would be left out of our own file, so it is refused."""
+    other = {key: value for key, value in asked.items() if not key.startswith("model.")}
+    if override_values(found, other) != found:
+        raise ModelError(
+            f"{where}: {' and '.join(other)} by --set differs from its own recipe, which it was trained with; leave the change out."
+        )
 
 
 def sha256_of(path: Path) -> str:

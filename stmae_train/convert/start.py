@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from stmae_train.checkpoint import Weights, load_model, weights_path
 from stmae_train.classifier import start_encoder
-from stmae_train.config import Recipe
+from stmae_train.config import ModelConfig, Recipe
 from stmae_train.convert.read import read_weights, sha256_of
 from stmae_train.errors import ModelError
 from stmae_train.model import MaskedAutoencoder
@@ -56,6 +57,11 @@ DECODER = [
     "target_values",
 ]
 
+# What a task may change although the weights have another value: positions are interpolated.
+SIZES = ("model.num_frames", "model.crop_px", "data.num_frames", "data.crop_px")
+
+INFLATE = "inflate them first: stmae-train convert FILE --to stmae --inflate divide"
+
 
 def start_model(model: MaskedAutoencoder, init: str, *, workspace: Path) -> dict[str, Any]:
     """Fill a masked autoencoder with weights; returns what was loaded, for the run's record.
@@ -94,12 +100,28 @@ def _check(model: MaskedAutoencoder, weights: Weights, names: list[str], *, wher
         if name.startswith("decoder_") or name in DECODER:
             step += ", or leave the decoder behind: stmae-train convert FILE --to stmae --encoder-only"
         if weights.model.num_frames == 1 < model.config.num_frames:
-            step = "inflate them first: stmae-train convert FILE --to stmae --inflate divide"
+            step = INFLATE
         raise ModelError(f"{where} has {name} {_text(found)}, the recipe {_text(wanted)}; {step}.")
 
 
 def _text(value: object) -> str:
     return "[" + ",".join(map(str, value)) + "]" if isinstance(value, tuple) else str(value)
+
+
+def _value(recipe: Recipe, name: str) -> Any:
+    """The recipe's value of a dotted name."""
+    section, _, key = name.partition(".")
+    return getattr(getattr(recipe, section), key)
+
+
+def _resized(model: ModelConfig, recipe: Recipe, changed: Collection[str]) -> ModelConfig:
+    """The model with the recipe's crop and frames where the user changed them; tokens predict as many frames as before."""
+    crop_px = recipe.model.crop_px if {"model.crop_px", "data.crop_px"} & set(changed) else model.crop_px
+    frames = recipe.model.num_frames if {"model.num_frames", "data.num_frames"} & set(changed) else model.num_frames
+    if model.num_frames == 1 < frames:
+        raise ModelError(f"The weights are of an image model, and {frames} frames are asked for; {INFLATE}.")
+    targets = model.num_target_frames * frames // model.num_frames
+    return replace(model, crop_px=crop_px, num_frames=frames, num_target_frames=targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,19 +135,29 @@ class Start:
     grid: tuple[int, int, int] | None = None  # token counts (t, h, w) the weights were trained on
 
     @staticmethod
-    def of(init: str, *, workspace: Path, recipe: Recipe, seed: int) -> Start:
+    def of(init: str, *, workspace: Path, recipe: Recipe, seed: int, changed: Collection[str] = ()) -> Start:
         """Read a weights file of any known layout (`convert.read_weights`), a run's weights, or nothing for `random`.
 
-        The model and its clips are those of the weights: no task has a second default for them (SPEC-models D3).
+        The model and its clips are those of the weights: no task has a second default for them (SPEC-models D3). What the user changed in
+        the recipe holds all the same: another crop, another number of frames (positions are interpolated), other draws of clips.
+
+        Args:
+            init: as above.
+            workspace: folder of the runs.
+            recipe: of the task.
+            seed: of what the weights lack.
+            changed: dotted names of the values that the user changed in the recipe, such as "model.crop_px"; their values are the recipe's.
 
         Raises:
             CheckpointError: nothing stands there, or it cannot be read.
-            ModelError: weights of another codebase whose heads, eps, target or tokens are in doubt.
+            ModelError: weights of another codebase whose heads, eps, target or tokens are in doubt; a change that the weights contradict.
+            ConfigError: clips of a changed size do not divide into tubelets.
         """
         if init == "random":
             return Start(recipe, None, {"name": "random", "sha256": None, "data": {}}, seed)
         path = weights_path(init, workspace=workspace)
-        weights = read_weights(path, base=recipe)
+        asked = {name: _value(recipe, name) for name in changed if name.startswith("model.") and name not in SIZES}
+        weights = read_weights(path, base=recipe, asked=asked)
         data = json.loads(weights.metadata.get("data", "{}"))
         # The digests of what pre-training read travel with every score, for the leak guard.
         facts = {"name": init, "sha256": sha256_of(path), "data": data}
@@ -136,6 +168,10 @@ class Start:
             # Only the pre-training target had the frames between: the encoder sees every other one.
             clips = replace(clips, num_frames=model.num_frames, frame_stride=clips.frame_stride * model.input_stride)
             model = replace(model, target_frames="all")
+        model = _resized(model, recipe, changed)
+        drawn = {name: _value(recipe, name) for name in changed if name.startswith("data.") and name not in SIZES}
+        clips = replace(clips, **{name.removeprefix("data."): value for name, value in drawn.items()})
+        clips = replace(clips, num_frames=model.num_frames, crop_px=model.crop_px)
         return Start(replace(recipe, model=model, data=clips), weights.tensors, facts, seed, weights.model.grid_shape)
 
     def autoencoder(self) -> MaskedAutoencoder:

@@ -97,7 +97,8 @@ class TrainLoader:
     def _plan(self, draws: Ints) -> BatchPlan:
         sets, positions = self.mix.locate(draws)
         numbers = (draws[:, None] * self.repeats + np.arange(self.repeats)).reshape(-1)
-        starts = uniforms(self.seed, numbers, count=1, stream=START_STREAM).reshape(-1, self.repeats)
+        starts = uniforms(self.seed, numbers, count=self.rule.draws, stream=START_STREAM)
+        starts = starts.reshape(-1, self.repeats, self.rule.draws)
         frames = [
             _frames_of(self.sources[number], int(position), self.rule, starts[video])
             for video, (number, position) in enumerate(zip(sets, positions, strict=True))
@@ -108,9 +109,7 @@ class TrainLoader:
 def _frames_of(source: ClipSource, position: int, rule: FrameRule, starts: NDArray[np.float64]) -> Ints:
     row = source.rows[position]
     length, fps = int(source.index.num_frames[row]), float(source.index.fps[row])
-    clips = [
-        clip_frames(rule, length=length, fps=fps, is_layered=source.is_layered, start=float(each)) for each in starts
-    ]
+    clips = [clip_frames(rule, length=length, fps=fps, is_layered=source.is_layered, start=each) for each in starts]
     return np.stack(clips)
 
 
@@ -155,7 +154,8 @@ class SweepLoader:
         for first in range(0, len(mine), self.batch_videos):
             videos = mine[first : first + self.batch_videos]
             numbers = (videos[:, None] * self.views + np.arange(self.views)).reshape(-1)
-            starts = uniforms(self.seed, numbers, count=1, stream=START_STREAM).reshape(-1, self.views)
+            starts = uniforms(self.seed, numbers, count=self.rule.draws, stream=START_STREAM)
+            starts = starts.reshape(-1, self.views, self.rule.draws)
             frames = [self._frames(int(video), starts[place]) for place, video in enumerate(videos)]
             yield BatchPlan(numbers, self.sets[videos], self.positions[videos], np.stack(frames))
 

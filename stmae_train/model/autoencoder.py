@@ -53,7 +53,8 @@ class MaskedAutoencoder(nn.Module):
         )
         self.decoder = Decoder(config, target_size=target_size(config))
         if seed is not None:
-            initialise(self, lineage=config.lineage, generator=torch.Generator().manual_seed(seed))
+            generator = torch.Generator().manual_seed(seed)
+            initialise(self, lineage=config.lineage, generator=generator, kind=config.init)
 
     def forward(
         self,

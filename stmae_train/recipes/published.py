@@ -6,22 +6,28 @@ decides the habits of the model (`config.ModelConfig`), the size decides its wid
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from stmae_train.config import DataConfig, FinetuneConfig, ModelConfig, OptimConfig, ProbeConfig, Recipe
 from stmae_train.errors import ConfigError
 
 __all__ = [
+    "K400_VIDEOS",
     "demo",
     "lineage_options",
     "mae_b16",
+    "mae_finetune",
     "mae_h14",
     "mae_l16",
     "mae_st_b16",
     "mae_st_h16",
     "mae_st_l16",
     "mae_st_s16_112",
+    "published_model",
     "videomae_b16",
+    "videomae_finetune",
+    "videomae_h16",
     "videomae_l16",
     "videomae_s16",
 ]
@@ -92,14 +98,15 @@ def lineage_options(lineage: str) -> dict[str, Any]:
     return {"lineage": lineage, **options[lineage]}
 
 
-def _model(lineage: str, size: str, **options: Any) -> ModelConfig:
+def published_model(lineage: str, size: str, **options: Any) -> ModelConfig:
+    """A model of a lineage, in the widths of a size such as "b16", with other options where given."""
     width, depth, heads = SIZES[size[0]]
     return ModelConfig(
         **{**lineage_options(lineage), "size": size, "width": width, "depth": depth, "heads": heads} | options
     )
 
 
-def _mae_st(size: str, *, finetune: FinetuneConfig) -> Recipe:
+def _mae_st(size: str, *, finetune: FinetuneConfig, warmup_epochs: int = 120) -> Recipe:
     return Recipe(
         name=f"mae-st-{size}",
         source=(
@@ -107,17 +114,17 @@ def _mae_st(size: str, *, finetune: FinetuneConfig) -> Recipe:
             "batch 512 counted in videos; decoder and targets as in facebookresearch/mae_st c5dec1bc01; patch 16 for "
             "every size as the paper says (the code's huge builder uses 14)."
         ),
-        model=_model("mae_st", size),
+        model=published_model("mae_st", size),
         data=DataConfig(sampling="aligned", eval_views=(7, 3)),
         optim=OptimConfig(
             batch_videos=512,
             total_clips=1600 * K400_VIDEOS,
             base_lr=1.6e-3,
             lr_rule="absolute",
-            warmup_share=120 / 1600,
+            warmup_share=warmup_epochs / 1600,
             grad_clip=0.02,
         ),
-        finetune=finetune,
+        finetune=replace(finetune, head_bias="uniform"),
     )
 
 
@@ -134,7 +141,9 @@ def mae_st_l16() -> Recipe:
 def mae_st_h16() -> Recipe:
     """MAE-ST ViT-H/16, 16 frames, as published; fine-tuning 75 epochs without repeats."""
     return _mae_st(
-        "h16", finetune=FinetuneConfig(epochs=75, repeats=1, layer_decay=0.8, drop_path=0.2, head_dropout=0.5)
+        "h16",
+        finetune=FinetuneConfig(epochs=75, repeats=1, layer_decay=0.8, drop_path=0.2, head_dropout=0.5),
+        warmup_epochs=240,  # 60 of 400 passes of the loader, four effective epochs each
     )
 
 
@@ -146,7 +155,7 @@ def mae_st_s16_112() -> Recipe:
             "Own proxy scale for data studies: MAE-ST's recipe with VideoMAE's ViT-S width, 112 px and a decoder half "
             "as wide as the encoder; not published, so its scores compare with themselves alone."
         ),
-        model=_model("mae_st", "s16", crop_px=112, decoder_width=192, decoder_heads=6),
+        model=published_model("mae_st", "s16", crop_px=112, decoder_width=192, decoder_heads=6),
         data=DataConfig(crop_px=112, eval_views=(2, 1)),
         optim=OptimConfig(
             batch_videos=128,
@@ -171,7 +180,7 @@ def _videomae(size: str, *, decoder_depth: int, finetune: FinetuneConfig) -> Rec
             "VideoMAE (Tong et al. 2022): K400 pre-training, 1600 epochs, batch 1024 (paper), lr 1.5e-4 x batch / 256, "
             "MCG-NJU/VideoMAE 14ef8d8562; flip as in the paper (the code has none)."
         ),
-        model=_model("videomae", size, **options),
+        model=published_model("videomae", size, **options),
         # MultiScaleCrop's scales 1 to 0.66 per side are areas 0.44 to 1.
         data=DataConfig(repeats=1, crop_area=(0.44, 1.0), eval_views=(5, 3)),
         optim=OptimConfig(
@@ -187,12 +196,14 @@ def _videomae(size: str, *, decoder_depth: int, finetune: FinetuneConfig) -> Rec
     )
 
 
-def _videomae_finetune(**options: Any) -> FinetuneConfig:
+def videomae_finetune(**options: Any) -> FinetuneConfig:
+    """VideoMAE's fine-tuning on K400 (SPEC-models B2), with other values where given."""
     values: dict[str, Any] = {
         "batch_videos": 512,
         "repeats": 2,
         "base_lr": 1e-3,
         "lr_rule": "per-256-videos",
+        "min_lr_rule": "per-256-videos",
         "layer_decay": 0.75,
         "grad_clip": 0.0,
         "drop_path": 0.1,
@@ -206,18 +217,24 @@ def _videomae_finetune(**options: Any) -> FinetuneConfig:
 
 def videomae_s16() -> Recipe:
     """VideoMAE ViT-S/16; fine-tuning 150 epochs with layer decay 0.7."""
-    return _videomae("s16", decoder_depth=4, finetune=_videomae_finetune(epochs=150, layer_decay=0.7))
+    return _videomae("s16", decoder_depth=4, finetune=videomae_finetune(epochs=150, layer_decay=0.7))
 
 
 def videomae_b16() -> Recipe:
     """VideoMAE ViT-B/16; fine-tuning 75 epochs."""
-    return _videomae("b16", decoder_depth=4, finetune=_videomae_finetune(epochs=75, base_lr=5e-4))
+    return _videomae("b16", decoder_depth=4, finetune=videomae_finetune(epochs=75, base_lr=5e-4))
 
 
 def videomae_l16() -> Recipe:
     """VideoMAE ViT-L/16 with the 12-block decoder of its scripts; fine-tuning 50 epochs."""
     options = {"epochs": 50, "base_lr": 2e-3, "drop_path": 0.2, "head_dropout": 0.5}
-    return _videomae("l16", decoder_depth=12, finetune=_videomae_finetune(**options))
+    return _videomae("l16", decoder_depth=12, finetune=videomae_finetune(**options))
+
+
+def videomae_h16() -> Recipe:
+    """VideoMAE ViT-H/16 with the 12-block decoder of its scripts; fine-tuning 50 epochs."""
+    options = {"epochs": 50, "drop_path": 0.2, "head_dropout": 0.5}
+    return _videomae("h16", decoder_depth=12, finetune=videomae_finetune(**options))
 
 
 def _mae(size: str, *, patch_px: int, finetune: FinetuneConfig) -> Recipe:
@@ -227,7 +244,7 @@ def _mae(size: str, *, patch_px: int, finetune: FinetuneConfig) -> Recipe:
             "Image MAE (He et al. 2021): 1600 epochs of ImageNet-1k, batch 4096, lr 1.5e-4 x batch / 256, random 75 % "
             "mask, normalised pixels; facebookresearch/mae efb2a8062c."
         ),
-        model=_model("mae", size, patch_px=patch_px),
+        model=published_model("mae", size, patch_px=patch_px),
         data=DataConfig(num_frames=1, frame_stride=1, repeats=1, crop_area=(0.2, 1.0), eval_views=(1, 1)),
         optim=OptimConfig(
             batch_videos=4096,
@@ -244,6 +261,7 @@ def _mae(size: str, *, patch_px: int, finetune: FinetuneConfig) -> Recipe:
             weight_decay_grid=(0.0,),
             warmup_share=10 / 90,
             linear_optimizer="lars",
+            feature="class",
             flip=True,
             views=(1, 1),
         ),
@@ -251,7 +269,8 @@ def _mae(size: str, *, patch_px: int, finetune: FinetuneConfig) -> Recipe:
     )
 
 
-def _mae_finetune(**options: Any) -> FinetuneConfig:
+def mae_finetune(**options: Any) -> FinetuneConfig:
+    """Image MAE's fine-tuning of ViT-L (SPEC-models B2), with other values where given."""
     values: dict[str, Any] = {
         "batch_videos": 1024,
         "repeats": 1,
@@ -269,17 +288,17 @@ def _mae_finetune(**options: Any) -> FinetuneConfig:
 def mae_b16() -> Recipe:
     """Image MAE ViT-B/16; fine-tuning 100 epochs with layer decay 0.65."""
     options = {"epochs": 100, "base_lr": 5e-4, "layer_decay": 0.65, "drop_path": 0.1}
-    return _mae("b16", patch_px=16, finetune=_mae_finetune(**options))
+    return _mae("b16", patch_px=16, finetune=mae_finetune(**options))
 
 
 def mae_l16() -> Recipe:
     """Image MAE ViT-L/16; fine-tuning 50 epochs."""
-    return _mae("l16", patch_px=16, finetune=_mae_finetune(epochs=50, drop_path=0.2))
+    return _mae("l16", patch_px=16, finetune=mae_finetune(epochs=50, drop_path=0.2))
 
 
 def mae_h14() -> Recipe:
     """Image MAE ViT-H/14; fine-tuning 50 epochs."""
-    return _mae("h14", patch_px=14, finetune=_mae_finetune(epochs=50, drop_path=0.3))
+    return _mae("h14", patch_px=14, finetune=mae_finetune(epochs=50, drop_path=0.3))
 
 
 def demo() -> Recipe:

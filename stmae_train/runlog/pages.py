@@ -147,6 +147,7 @@ def write_card(
     sampling = {
         "aligned": f"starts on multiples of 4, stride {data.frame_stride} at {data.fps:g} fps",
         "published": "real-valued starts, spacing as the published code draws it",
+        "segments": f"one frame out of each of {data.num_frames} equal parts of the video",
     }[data.sampling]
     lines = [f"# {title}", "", f"Recipe `{recipe.name}`: {recipe.source}", "", "## Data", ""]
     lines += ["| reference | role | clips | videos | digest | sources | licences |", "|---|---|---|---|---|---|---|"]

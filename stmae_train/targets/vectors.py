@@ -50,11 +50,6 @@ def target_frame_index(config: ModelConfig, *, num_frames: int | None = None) ->
     return list(range(0, frames, tubelet_frames))
 
 
-def frames_per_token(config: ModelConfig) -> int:
-    """Target frames behind one token."""
-    return len(target_frame_index(config)) * config.tubelet_frames // config.num_frames
-
-
 def _grid(clips: Tensor, config: ModelConfig) -> Grid:
     """The token grid behind clips, which may have more frames than the model sees."""
     return Grid.of(clips, tubelet_frames=config.tubelet_frames * config.input_stride, patch_px=config.patch_px)
@@ -75,7 +70,7 @@ def target_size(config: ModelConfig) -> int:
         return COLOURS * HOG_BINS * cells * cells
     if config.target in ("pca", "tokens"):
         return config.target_values
-    return frames_per_token(config) * config.patch_px**2 * COLOURS
+    return config.frames_per_token * config.patch_px**2 * COLOURS
 
 
 @torch.no_grad()

@@ -73,7 +73,8 @@ class FrameRule:
     """How a clip's frames are chosen: `num_frames` frames, `stride` apart, counted at `fps` frames per second.
 
     `sampling` is `aligned` (starts on multiples of 4 of a layered clip, exact spacing) or `published` (real-valued start, spacing
-    (span - 1) / (frames - 1), as mae_st and PySlowFast draw; SPEC-models B1).
+    (span - 1) / (frames - 1), as mae_st and PySlowFast draw; SPEC-models B1) or `segments` (one frame out of each of `num_frames` equal
+    parts of the video, as SSv2 is drawn; stride and fps say nothing then; SPEC-models B2).
     """
 
     num_frames: int
@@ -81,23 +82,41 @@ class FrameRule:
     fps: float = 30.0
     sampling: str = "aligned"
 
+    @property
+    def draws(self) -> int:
+        """Random numbers that a clip takes."""
+        return self.num_frames if self.sampling == "segments" else 1
+
     def scale(self, fps: float) -> float:
         """Source frames per frame at `self.fps`; a source that does not say its rate is taken as it is."""
         return fps / self.fps if fps > 0 else 1.0
 
 
-def clip_frames(rule: FrameRule, *, length: int, fps: float, is_layered: bool, start: float) -> Ints:
-    """Frame numbers [T] of one clip; `start` in (0, 1) says where it begins.
+def clip_frames(rule: FrameRule, *, length: int, fps: float, is_layered: bool, start: float | Floats) -> Ints:
+    """Frame numbers [T] of one clip; `start`, a number or [draws], in (0, 1) says where it begins, or which frame of each segment it takes.
 
     Clips longer than the video repeat the last frame that they may take.
     """
-    return _frames(rule, length=length, fps=fps, is_layered=is_layered, start=start)
+    places = np.atleast_1d(start)
+    if rule.sampling == "segments":
+        return _of_segments(rule.num_frames, length=length, places=places)
+    return _frames(rule, length=length, fps=fps, is_layered=is_layered, start=float(places[0]))
 
 
 def eval_frames(rule: FrameRule, *, length: int, fps: float, is_layered: bool, views: int) -> Ints:
-    """Frame numbers [views, T] at fixed, evenly spaced starts; a single view stands in the middle."""
+    """Frame numbers [views, T] at fixed, evenly spaced starts; a single view stands in the middle, of each segment too."""
+    if rule.sampling == "segments":
+        places = [np.full(rule.num_frames, (view + 0.5) / views) for view in range(views)]
+        return np.stack([_of_segments(rule.num_frames, length=length, places=each) for each in places])
     starts = [0.5] if views == 1 else [view / (views - 1) for view in range(views)]
     return np.stack([_frames(rule, length=length, fps=fps, is_layered=is_layered, start=start) for start in starts])
+
+
+def _of_segments(count: int, *, length: int, places: Floats) -> Ints:
+    """One frame [count] of each segment, `places` [count] of the way through it; borders are rounded and belong to both sides."""
+    borders = np.rint((length - 1) / count * np.arange(count + 1))
+    sizes = borders[1:] - borders[:-1] + 1
+    return _clamped(borders[:-1] + np.ceil(places * sizes) - 1, length - 1)
 
 
 def _frames(rule: FrameRule, *, length: int, fps: float, is_layered: bool, start: float) -> Ints:

@@ -15,6 +15,9 @@ from stmae_cli.train import app
 RUNNER = CliRunner()
 
 
+RATE = "peak lr 2e-03, absolute; batch 8 videos = 32 clips; the rate does not follow the batch"
+
+
 def run(*arguments: object) -> Any:
     return RUNNER.invoke(app, [str(each) for each in arguments])
 
@@ -41,6 +44,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, kinetics_tree: Path) -> 
         "cpu",
     )
     assert ended.exit_code == 0, ended.output
+    assert ended.stderr.splitlines()[0] == RATE
     return workspace
 
 
@@ -49,6 +53,7 @@ def test_a_run_leaves_weights_a_log_and_what_it_read(workspace: Path) -> None:
     assert (folder / "weights.safetensors").is_file()
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == 2 and records[-1]["clips"] == 64
+    assert f"- Rate: {RATE}" in (folder / "CARD.md").read_text()
     assert json.loads((folder / "run.json").read_text())["status"] == "done"
 
 
@@ -99,7 +104,10 @@ def test_a_mistake_ends_in_one_sentence(
 
 def test_recipes_are_listed_and_printed_as_toml(workspace: Path) -> None:
     assert "mae-st-l16" in run("recipes").stdout
-    assert "mask_ratio = 0.9" in run("recipes", "mae-st-l16").stdout
+    shown = run("recipes", "mae-st-l16").stdout
+    assert "mask_ratio = 0.9" in shown
+    assert "# pre-training: peak lr 1.6e-03, absolute; batch 512 videos = 2,048 clips" in shown
+    assert "# fine-tuning: peak lr 4.8e-03 = base 2.4e-03 x 512 clips / 256; batch 256 videos = 512 clips" in shown
 
 
 def test_pictures_and_a_page_of_a_run_are_made(workspace: Path) -> None:
@@ -137,6 +145,8 @@ def test_a_set_on_a_store_is_trained_and_tested_on_by_a_machine_that_has_its_boo
     tuned = ["finetune", "--init", "short", "--out", "tuned", "--checkpoint-every", 1, "--skip-damaged", 1]
     ended = run(*tuned, *tested, *short)
     assert ended.exit_code == 0, ended.output
+    told = "peak lr 1e-03, absolute; batch 16 videos = 32 clips"
+    assert told in ended.stderr and told in (trainer / "runs/tuned/CARD.md").read_text()
     assert list((trainer / "runs/tuned/checkpoints").iterdir())
     again = ["--resume", "--force", "--set", "finetune.base_lr=0.1"]
     assert run(*tuned, *tested, *short, *again[:2]).exit_code == 0  # it is done

@@ -498,17 +498,27 @@ def check_block_masks(golden: Golden) -> None:
         assert published.shape[1:] == ours.shape[1:], name
         counts = [each.flatten(1).sum(1).float() for each in (published, ours)]
         assert max(float(each.max()) for each in counts) <= hidden, name
-        assert abs(float(counts[0].mean() - counts[1].mean())) < 0.01 * hidden, name
+        check_means(*counts, what=f"{name}: hidden cells")
+        check_means(*(each.eq(hidden).float() for each in counts), what=f"{name}: share of draws that reach the count")
         for axis in range(1, ours.ndim):
-            shares = [neighbours(each, axis) for each in (published, ours)]
-            assert abs(shares[0] - shares[1]) < 0.03, f"{name}, axis {axis}: {shares}"
+            check_means(
+                *(neighbours(each, axis) for each in (published, ours)), what=f"{name}: neighbours, axis {axis}"
+            )
 
 
-def neighbours(masks: Tensor, axis: int) -> float:
-    """Share of hidden cells whose next cell along an axis is hidden too."""
+def check_means(published: Tensor, ours: Tensor, *, what: str) -> None:
+    """Two samples [N] of one statistic: their means lie within 5 standard errors, by the spread of the larger sample."""
+    assert len(ours) >= len(published)
+    error = float(ours.std()) * (1 / len(published) + 1 / len(ours)) ** 0.5
+    means = float(published.mean()), float(ours.mean())
+    assert abs(means[0] - means[1]) <= 5 * error, f"{what}: {means}, wanted a difference below {5 * error}"
+
+
+def neighbours(masks: Tensor, axis: int) -> Tensor:
+    """Of every mask [N, ...] the share of hidden cells whose next cell along an axis is hidden too."""
     size = masks.shape[axis]
     both = masks.narrow(axis, 0, size - 1) & masks.narrow(axis, 1, size - 1)
-    return float(both.sum() / masks.sum())
+    return both.flatten(1).sum(1) / masks.flatten(1).sum(1)
 
 
 def check_schedules(golden: Golden) -> None:

@@ -102,6 +102,30 @@ def test_foreign_weights_are_refused_by_name() -> None:
         Classifier(CONFIG, 5, pooling="max")
 
 
+def test_heads_start_as_published() -> None:
+    """SPEC-models A1.13: PyTorch's uniform bias in mae_st, 0.02 x 0.001 in PySlowFast, zero elsewhere."""
+    biases = {
+        kind: Classifier(CONFIG, 400, head_bias=kind).head.bias.detach() for kind in ("zero", "uniform", "scaled")
+    }
+    assert not biases["zero"].any() and bool((biases["scaled"] == 2e-5).all())
+    bound = 32**-0.5
+    assert 0.9 * bound < float(biases["uniform"].abs().max()) <= bound
+    assert float(biases["uniform"].std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+    same = [Classifier(CONFIG, 400, head_bias=kind).head.weight for kind in ("zero", "uniform")]
+    assert torch.equal(*same)
+
+
+def test_classifiers_from_scratch_start_as_published() -> None:
+    """SPEC-models A3.6: truncated normal 0.02 in VideoMAE; A1.13: PyTorch's own and zero positions in mae_st, where it is asked for."""
+    wide = ModelConfig(**(lineage_options("videomae") | SIZES | {"width": 128, "crop_px": 32, "patch_px": 8}))
+    weight = Classifier(wide, 5).encoder.blocks[0].mlp.fc1.weight.detach()
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.03)
+    plain = Classifier(replace(CONFIG, width=128, init="pytorch"), 5).encoder
+    weight = plain.blocks[0].mlp.fc1.weight.detach()
+    assert float(weight.std()) == pytest.approx(128**-0.5 / 3**0.5, rel=0.03) and plain.blocks[0].mlp.fc1.bias.any()
+    assert not plain.positions.spatial.any() and not plain.class_token.any()
+
+
 def test_drop_path_grows_from_zero() -> None:
     model = Classifier(replace(CONFIG, depth=3), 5, drop_path=0.2)
     rates = [getattr(block.drop_path, "drop_prob", 0.0) for block in model.encoder.blocks]

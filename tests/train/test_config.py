@@ -20,7 +20,7 @@ RECIPE = Recipe(name="small", source="a test")
         name=st.text(st.characters(exclude_categories=["Cs"])),
         source=st.text(st.characters(exclude_categories=["Cs"])),
     ),
-    st.floats(0, 0.99),
+    st.floats(0.01, 0.99),
 )
 def test_any_recipe_reads_back_as_it_was_written(recipe: Recipe, ratio: float) -> None:
     recipe = replace(recipe, model=replace(recipe.model, mask_ratio=ratio))
@@ -63,13 +63,15 @@ def test_a_short_key_means_pre_training_where_fine_tuning_has_it_too() -> None:
         ("data.flip=1", "data.flip is 1, wanted true or false"),
         ("data.crop_area=[0.5]", "wanted a list of 2 float"),
         ("optim.base_lr=nan", "wanted a number"),
-        ("model.mask=tubes", "wanted one of random, tube, frame, per-frame, block"),
+        ("model.mask=tubes", "wanted one of random, tube, frame, per-frame, block, image-block, grid"),
         ("model.mask_ratio=1", r"wanted a share in \[0, 1\)"),
         ("model.heads=7", "wanted a divisor of width 768"),
         ("model.patch_px=15", "does not divide into tubelets"),
         ("model.decoder_input=plain", "needs equal widths"),
         ("model.num_target_frames=4", "less than one frame per token"),
         ("model.num_target_frames=17", "wanted 1 to num_frames"),
+        ("model.num_target_frames=9", "which 8 tubelets cannot share evenly; wanted a multiple of 8"),
+        ("model.mask_ratio=0", "hides none of the tokens of a 'random' mask over 14 x 14 places"),
         ("data.crop_area=[0.9, 0.1]", "low <= high"),
         ("data.eval_views=[0, 1]", "wanted .temporal, spatial. from 1"),
         ("optim.batch_videos=0", "wanted a number above 0"),
@@ -80,6 +82,24 @@ def test_a_short_key_means_pre_training_where_fine_tuning_has_it_too() -> None:
 def test_a_wrong_change_says_what_was_wanted(change: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         override(RECIPE, [change])
+
+
+def test_masks_that_hide_nothing_are_refused() -> None:
+    """A tube of 4 places at 0.2 hides floor(0.8) of them; the loss would be a mean over nothing."""
+    small = ["model.crop_px=32", "data.crop_px=32", "model.mask=tube"]
+    with pytest.raises(ConfigError, match="hides none of the tokens of a 'tube' mask over 2 x 2 places"):
+        override(RECIPE, [*small, "model.mask_ratio=0.2"])
+    assert override(RECIPE, [*small, "model.mask_ratio=0.25"]).model.mask_ratio == 0.25
+
+
+def test_words_are_of_one_frame_per_token() -> None:
+    """A tubelet of one frame has two at twice the frames: 256 words for 128 tokens."""
+    words = ["model.target=tokens", "model.loss=cross-entropy", "model.target_values=9", "model.tubelet_frames=1"]
+    with pytest.raises(ConfigError, match="'tokens' cannot be of the frames 'double'"):
+        override(RECIPE, [*words, "model.target_frames=double", "data.num_frames=32"])
+    with pytest.raises(ConfigError, match="'tokens' cannot be of the frames 'linspace'"):
+        override(RECIPE, ["model.num_target_frames=16", *words[:3]])
+    assert override(RECIPE, [*words, "model.target_frames=all"]).model.frames_per_token == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from stmae_data.files import read_table
-from stmae_train.checkpoint import save_weights
+from stmae_train.checkpoint import load_weights, save_weights
 from stmae_train.config import FinetuneConfig, Recipe, override
 from stmae_train.errors import ConfigError
 from stmae_train.evaluate import EvaluateRequest, evaluate
@@ -114,6 +114,32 @@ def test_weights_are_taken_over_and_a_finished_run_is_not_done_again(request_: F
     metrics = finetune(request)
     assert json.loads((request.run_dir / "run.json").read_text())["settings"]["init"]["data"] == {"k": "d"}
     assert finetune(replace(request, resume=True)) == metrics
+
+
+def test_sgd_on_segments_is_resumed_with_the_same_bytes(request_: FinetuneRequest) -> None:
+    changes = ["finetune.optimizer=sgd", "finetune.frames=segments", "finetune.base_lr=0.01", "finetune.epochs=1"]
+    request = replace(request_, recipe=override(request_.recipe, changes))
+    straight = replace(request, run_dir=request.run_dir.with_name("straight"))
+    metrics = finetune(straight)
+
+    def watch(record: StepRecord) -> None:
+        if record.step == 2:
+            raise RuntimeError("pulled the plug")
+
+    with pytest.raises(RuntimeError, match="plug"):
+        finetune(request, watch=watch)
+    assert finetune(replace(request, resume=True)) == metrics
+    assert (request.run_dir / "weights.safetensors").read_bytes() == (
+        straight.run_dir / "weights.safetensors"
+    ).read_bytes()
+    assert load_weights(request.run_dir / "weights.safetensors").recipe.data.sampling == "segments"
+    assert "one frame out of each of 4 equal parts" in (request.run_dir / "CARD.md").read_text()
+
+
+def test_a_recipe_of_boxes_trains_no_classifier(request_: FinetuneRequest) -> None:
+    recipe = override(request_.recipe, ["finetune.task=detection"])
+    with pytest.raises(ConfigError, match="is for detection on boxes, and this trains classifiers"):
+        finetune(replace(request_, recipe=recipe))
 
 
 def test_an_odd_batch_cannot_be_mixed(request_: FinetuneRequest) -> None:

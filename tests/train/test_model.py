@@ -156,6 +156,14 @@ def test_initial_weights_follow_the_lineage() -> None:
     assert states["mae_st"]["encoder.embed.bias"].any()
 
 
+def test_truncated_weights_are_an_option_and_the_kernel_is_one_of_them() -> None:
+    """SPEC-models A1.8: trunc_init, without upstream's kernel of deviation 1."""
+    model = MaskedAutoencoder(tiny(width=128, init="truncated"))
+    for weight in (model.encoder.blocks[0].attn.q.weight, model.encoder.embed.weight, model.decoder.embed.weight):
+        assert float(weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert not model.encoder.blocks[0].attn.q.bias.any() and model.encoder.embed.bias.any()
+
+
 def test_seeds_decide_all_weights() -> None:
     first, same, other = (MaskedAutoencoder(tiny(), seed=seed).state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], same[name]) for name in first)

@@ -8,7 +8,7 @@ import torch
 from stmae_train.classifier import Classifier
 from stmae_train.config import ModelConfig
 from stmae_train.model import MaskedAutoencoder
-from stmae_train.optim import Lars, adamw, parameter_groups, set_learning_rate
+from stmae_train.optim import Lars, adamw, parameter_groups, set_learning_rate, sgd
 
 torch.set_num_threads(1)
 SIZES = {"width": 32, "depth": 2, "heads": 4, "decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -54,3 +54,21 @@ def test_lars_steps_in_proportion_to_the_weight() -> None:
     optimizer.step()
     assert torch.allclose(weight, torch.full((2, 2), 1.8))  # |weight| 4, trust 0.1: a step of length 0.4
     assert torch.allclose(bias, torch.full((2,), -1.0))
+
+
+def test_sgd_takes_its_own_steps_and_a_skipped_first_one_leaves_nothing_behind() -> None:
+    ours, theirs = (torch.nn.Parameter(torch.ones(3, 2)) for _ in range(2))
+    group = {"params": [ours], "weight_decay": 0.1, "lr_scale": 0.5, "names": ["head.weight"]}
+    optimizer = sgd([group], momentum=0.9)
+    set_learning_rate(optimizer, 0.2)
+    ours.grad = torch.full((3, 2), float("nan"))
+    optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    optimizer.step()
+    assert torch.equal(ours, torch.ones(3, 2)) and not optimizer.state[ours]["momentum_buffer"].any()
+    plain = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.1)
+    optimizer.found_inf = torch.tensor(0.0)  # type: ignore[attr-defined]
+    for number in range(3):
+        ours.grad, theirs.grad = (torch.full((3, 2), 0.5 + number) for _ in range(2))
+        optimizer.step()
+        plain.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)

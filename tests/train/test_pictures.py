@@ -80,14 +80,15 @@ def test_pictures_of_fixed_clips_say_how_they_were_made(
     assert [path.read_bytes() for path in picture(request)] == before
 
 
+@pytest.mark.parametrize(("mask", "ratio"), [("frame", 0.5), ("grid", 0.75)])
 def test_a_mask_that_cannot_hide_so_much_is_drawn_at_random(
-    small_world: Path, small_recipe: Recipe, tmp_path: Path
+    small_world: Path, small_recipe: Recipe, tmp_path: Path, mask: str, ratio: float
 ) -> None:
-    recipe = override(small_recipe, ["model.mask=frame", "model.mask_ratio=0.5", "model.patch_px=4"])
+    recipe = override(small_recipe, [f"model.mask={mask}", f"model.mask_ratio={ratio}", "model.patch_px=4"])
     weights = str(saved(recipe, tmp_path))
-    picture(PictureRequest(small_world, weights, "tiny:val", tmp_path, count=1, ratios=(0.5, 0.9), device="cpu"))
+    picture(PictureRequest(small_world, weights, "tiny:val", tmp_path, count=1, ratios=(ratio, 0.9), device="cpu"))
     captions = json.loads((tmp_path / "captions.json").read_text())
-    assert "50% hidden (frame)" in captions["tinyval0000-50.png"]
+    assert f"{ratio:.0%} hidden ({mask})" in captions[f"tinyval0000-{100 * ratio:g}.png"]
     assert "90% hidden (random)" in captions["tinyval0000-90.png"]
 
 

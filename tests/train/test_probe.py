@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from stmae_data.files import read_table
 from stmae_train.checkpoint import save_weights
 from stmae_train.classifier import AttentiveProbe
-from stmae_train.config import Recipe, override
+from stmae_train.config import ProbeConfig, Recipe, override
 from stmae_train.errors import CheckpointError, ConfigError
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.probe import Fitting, ProbeRequest, attentive_logits, probe
@@ -84,6 +85,32 @@ def test_a_probe_leaves_scores_and_metrics(request_: ProbeRequest, kind: str) ->
     names = {path.name for path in folder.iterdir()}
     assert {"run.json", "config.toml", "CARD.md"} <= names and ("log.jsonl" in names) == (kind != "knn")
     assert ("head.safetensors" in names) == (kind != "knn")
+
+
+@pytest.mark.parametrize("feature", ["class", "mean"])
+def test_a_linear_probe_reads_the_feature_that_was_asked_for(
+    request_: ProbeRequest, feature: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = override(request_.recipe, ["model.class_token=true", f"probe.feature={feature}", "probe.epochs=1"])
+    seen = []
+
+    class Seen(Fitting):
+        def __init__(self, kind: str, config: ProbeConfig, features: torch.Tensor, *rest: Any, **options: Any) -> None:
+            seen.append(features)
+            super().__init__(kind, config, features, *rest, **options)
+
+    def told(self: MaskedAutoencoder, clips: torch.Tensor, *, with_class: bool = False) -> torch.Tensor:
+        """The class token is 7, patch tokens count from 0."""
+        rows = torch.cat([torch.full((1,), 7.0), torch.arange(8.0)])[int(not with_class) :]
+        return rows[None, :, None].expand(len(clips), -1, 32) + torch.rand(len(clips), 1, 32) * 1e-3
+
+    monkeypatch.setattr("stmae_train.probe.Fitting", Seen)
+    monkeypatch.setattr(MaskedAutoencoder, "encode", told)
+    probe(replace(request_, kind="linear", recipe=recipe))
+    assert float(seen[0].mean()) == pytest.approx(7.0 if feature == "class" else 3.5, abs=0.01)
+    bare = override(request_.recipe, ["probe.feature=class"])
+    with pytest.raises(ConfigError, match=r"no class token for probe\.feature 'class'"):
+        probe(replace(request_, kind="linear", recipe=bare, run_dir=request_.run_dir.with_name("bare")))
 
 
 def test_a_probe_learns_what_it_is_shown_and_repeats(request_: ProbeRequest) -> None:

@@ -30,6 +30,12 @@ def test_published_rates_are_resolved() -> None:
     assert rates == pytest.approx({"mae-st-l16": 1.6e-3, "mae-l16": 2.4e-3, "videomae-b16": 6e-4})
 
 
+def test_only_videomae_scales_the_end_of_fine_tuning_by_the_batch() -> None:
+    """SPEC-models B2: 1e-6 in mae and mae_st, 1e-6 x 512 / 256 in VideoMAE."""
+    ends = {name: recipes.recipe(name).finetune.end_lr() for name in ("mae-st-l16", "mae-l16", "videomae-b16")}
+    assert ends == pytest.approx({"mae-st-l16": 1e-6, "mae-l16": 1e-6, "videomae-b16": 2e-6})
+
+
 def test_parameter_counts_are_those_published() -> None:
     """SPEC-models A1.9: B encoder 86.39 M, whole pre-training model 99.9 M with an encoder of 12 x 768."""
     model = MaskedAutoencoder(recipes.mae_st_b16().model)

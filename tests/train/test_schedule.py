@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from stmae_train.config import OptimConfig
-from stmae_train.schedule import learning_rate, wsd_lr
+from stmae_train.config import FinetuneConfig, OptimConfig
+from stmae_train.schedule import learning_rate, rate_line, wsd_lr
 
 COSINE = OptimConfig(total_clips=1000, warmup_share=0.1, base_lr=1.0, min_lr=0.2, lr_rule="absolute")
 
@@ -40,3 +40,24 @@ def test_end_rate_follows_the_rule_of_the_base_rate() -> None:
 
 def test_no_warm_up_starts_at_the_peak() -> None:
     assert rate(replace(COSINE, warmup_share=0.0), 0) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (
+            OptimConfig(batch_videos=1024, base_lr=1.5e-4, lr_rule="per-256-videos"),
+            "peak lr 6e-04 = base 1.5e-04 x 1,024 videos / 256; batch 1,024 videos = 4,096 clips; repeats not counted",
+        ),
+        (
+            FinetuneConfig(batch_videos=256, base_lr=2.4e-3, lr_rule="per-256-clips"),
+            "peak lr 9.6e-03 = base 2.4e-03 x 1,024 clips / 256; batch 256 videos = 1,024 clips; repeats counted",
+        ),
+        (
+            OptimConfig(batch_videos=512, base_lr=1.6e-3),
+            "peak lr 1.6e-03, absolute; batch 512 videos = 2,048 clips; the rate does not follow the batch",
+        ),
+    ],
+)
+def test_the_resolved_rate_is_told_in_videos_and_in_clips(config: OptimConfig | FinetuneConfig, line: str) -> None:
+    assert rate_line(config, repeats=4) == line

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from stmae_data.frames import Planes
 from stmae_train.views import (
+    START_STREAM,
     Boxes,
     FrameRule,
     center_boxes,
@@ -72,6 +73,27 @@ def test_published_sampling_spaces_frames_as_the_published_code_does() -> None:
 def test_foreign_sets_are_sampled_by_time() -> None:
     frames = clip_frames(FrameRule(8, 4), length=200, fps=15, is_layered=False, start=1e-9)
     assert np.array_equal(frames, np.arange(8) * 2)
+
+
+def test_segments_give_one_frame_each_and_their_middle_in_a_test() -> None:
+    """SPEC-models B2, SSv2: 16 segments with rounded borders, random inside in training, the middle in a test."""
+    rule = FrameRule(16, 2, sampling="segments")
+    assert rule.draws == 16 and FrameRule(16, 2).draws == 1
+    borders = np.rint(48 / 16 * np.arange(17))
+    drawn = np.stack(
+        [
+            clip_frames(rule, length=49, fps=12, is_layered=True, start=each)
+            for each in uniforms(0, range(400), count=16, stream=START_STREAM)
+        ]
+    )
+    assert (drawn.min(axis=0) == borders[:-1]).all() and (drawn.max(axis=0) == borders[1:]).all()
+    assert abs(np.corrcoef(drawn[:, 0], drawn[:, 1])[0, 1]) < 0.2  # segments are drawn on their own
+    one = eval_frames(rule, length=49, fps=12, is_layered=True, views=1)
+    assert (one[0] == (borders[:-1] + borders[1:]) // 2).all()
+    two = eval_frames(rule, length=97, fps=12, is_layered=True, views=2)
+    assert two.shape == (2, 16) and (two[0] < two[1]).all() and (two[1, :-1] <= two[0, 1:]).all()
+    short = eval_frames(rule, length=5, fps=12, is_layered=False, views=3)
+    assert short.min() >= 0 and short.max() <= 4 and (np.diff(short, axis=1) >= 0).all()
 
 
 def test_test_views_spread_evenly_and_one_view_stands_in_the_middle() -> None:
