@@ -39,7 +39,7 @@ class Advisor:
             wanted_per_second=wanted,
             repeats=loader.repeats,
             workers=loader.reader.options.workers,
-            cores=max(1, len(os.sched_getaffinity(0)) // loader.world_size),
+            cores=max(1, len(os.sched_getaffinity(0)) // _processes_here(loader.world_size)),
             is_layered=all(source.is_layered or source.is_of_pictures for source in loader.sources),
             is_on_store=any(source.on_store for source in loader.sources),
         )
@@ -47,6 +47,11 @@ class Advisor:
             return None
         self._told = step
         return f"Data slows this run down: {wait_share:.0%} of the time is spent waiting for it; {facts}. {step}"
+
+
+def _processes_here(world_size: int) -> int:
+    """Processes of the run on this machine, among which its cores are shared; whoever starts them says so."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
 
 
 def advice(
