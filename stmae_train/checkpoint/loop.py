@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from stmae_data import files
 from stmae_train.checkpoint.store import newest_checkpoint, save_checkpoint
 from stmae_train.checkpoint.trainee import Trainee
 from stmae_train.distributed import World
-from stmae_train.errors import DataMismatch, RunInterrupted
+from stmae_train.errors import CheckpointError, DataMismatch, RunInterrupted
 from stmae_train.loader import Advisor, Batch, TrainLoader
 from stmae_train.optim import set_learning_rate
 from stmae_train.runlog import Guard, Meter, RunFolder, StepRecord, StopSignals, Update, peak_flops, peak_memory_bytes
@@ -71,10 +72,15 @@ class StepLoop:
 
         Raises:
             DataMismatch: a set has changed since.
-            CheckpointError: no usable checkpoint is left, or it holds another model.
+            CheckpointError: no usable checkpoint is left, none although one was committed, or it holds another model.
         """
         found = newest_checkpoint(folder / "checkpoints")
         if found is None:
+            if (saved := files.read_json(folder / "run.json").get("last_checkpoint")) is not None:
+                raise CheckpointError(
+                    f"{folder / 'checkpoints'} holds no committed checkpoint, but run.json says that step {saved} was saved there. Restore it "
+                    f"from a copy, or start a new run with another --out; nothing restarts from scratch on its own."
+                )
             return
         before, now = found.state["digests"], self.digests()
         changed = [name for name, digest in now.items() if before.get(name) != digest]
@@ -170,6 +176,9 @@ class StepLoop:
                     "loss_scale": None if trainee.scale is None else trainee.scale.state(),
                 },
             )
+            # Said outside of the folder too: a lost commit must not pass for a checkpoint that was never finished.
+            self.run.facts["last_checkpoint"] = self.step
+            self.run.save()
         self.world.wait()
 
     def digests(self) -> dict[str, str]:
