@@ -129,7 +129,11 @@ def peak_memory_bytes() -> int:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT ask the loop to stop after a checkpoint; a second one ends the process at once."""
+    """SIGTERM and SIGINT ask the loop to stop after a checkpoint.
+
+    Under a launcher the same signal may come twice, from a scheduler that tells every process and from the launcher that passes it on: the
+    second one says nothing new. At a terminal a second Ctrl-C ends the process at once.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -149,4 +153,5 @@ class StopSignals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT and "LOCAL_WORLD_SIZE" not in os.environ:  # no launcher, which would pass it on
+            signal.signal(number, signal.SIG_DFL)

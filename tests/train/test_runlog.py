@@ -93,13 +93,30 @@ def test_a_full_disk_ends_with_its_code(tmp_path: Path, small_recipe: Recipe, mo
     assert not (tmp_path / "run" / "cost.json").exists()
 
 
-def test_signals_are_noticed_once_and_handlers_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "launcher"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)]
+)
+def test_a_signal_that_comes_again_leaves_the_time_for_a_checkpoint(
+    number: signal.Signals, launcher: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if launcher:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    before = signal.getsignal(number)
     with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.received == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one ends at once
-    assert signal.getsignal(signal.SIGTERM) == before
+        for _ in range(3):
+            assert signal.getsignal(number) == signals._handle
+            os.kill(os.getpid(), number)
+        assert signals.received == number
+    assert signal.getsignal(number) == before
+
+
+def test_at_a_terminal_a_second_interrupt_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize(("name", "teraflops"), [("mae-st-b16", 0.273), ("mae-st-l16", 0.485)])
