@@ -60,11 +60,12 @@ class StepLoop:
         self.guard, self.step = Guard(), 0
         self.spent = {"seconds": 0.0, "cpu_seconds": 0.0, "stall_seconds": 0.0, "bytes_read": 0}
         self.advisor = Advisor(loader)
+        peak = peak_flops(world.device)
         self.meter = Meter(
             steps=steps,
             clips_per_step=loader.clips_per_step,
             flops_per_clip=flops_per_clip,
-            peak_flops=peak_flops(world.device),
+            peak_flops=None if peak is None else peak * world.size,  # clips are counted over all processes
         )
 
     def resume(self, folder: Path, *, accept_new_data: bool) -> None:

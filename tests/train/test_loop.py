@@ -1,0 +1,66 @@
+"""What the step loop says about itself, over all its processes and starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stmae_train.checkpoint import StepLoop
+from stmae_train.checkpoint import loop as room
+from stmae_train.distributed import World
+from stmae_train.loader import CropRule, ReadOptions, TrainLoader, open_sources
+from stmae_train.runlog import Stopwatch
+from stmae_train.views import FrameRule
+
+GPU = torch.device("cuda", 0)  # by name alone: nothing is put there
+
+
+class OnlyProcess(World):
+    """A process that says it is one of several, and is alone."""
+
+    def total(self, *values: float) -> list[float]:
+        return list(values)
+
+    def any(self, flag: int) -> int:
+        return flag
+
+
+@pytest.fixture
+def reading(small_world: Path) -> TrainLoader:
+    return TrainLoader(
+        small_world,
+        open_sources(small_world, ["tiny"]),
+        rule=FrameRule(4, 4),
+        crop=CropRule((0.5, 1.0), (3 / 4, 4 / 3), True),
+        seed=0,
+        batch_videos=8,
+        repeats=2,
+        options=ReadOptions(cache_bytes=0),
+    )
+
+
+def loop_of(world: World, reading: TrainLoader) -> StepLoop:
+    trainee: Any = None  # nothing is trained here
+    return StepLoop(None, world, trainee=trainee, loader=reading, steps=100, flops_per_clip=5.0)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that every stopwatch shows."""
+    now = [0.0]
+    monkeypatch.setattr(Stopwatch, "seconds", property(lambda self: now[0]))
+    return now
+
+
+@pytest.mark.parametrize("processes", [1, 8])
+def test_the_share_of_the_peak_is_of_all_devices(
+    processes: int, reading: TrainLoader, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "peak_flops", lambda device: 160.0)
+    loop = loop_of(OnlyProcess(0, processes, GPU), reading)
+    loop.meter.begin(0)
+    clock[0] = 10 / processes  # 16 clips per second and device, of 5 operations each: half of what a device can do
+    assert loop.meter.record(10, loss=0.5, lr=0.1, grad_norm=1.0).mfu == 0.5
