@@ -58,7 +58,9 @@ class StepLoop:
         self.log_every = log_every or max(1, min(50, steps // 20))
         self.checkpoint_every = checkpoint_every or max(1, steps // 10)
         self.guard, self.step = Guard(), 0
-        self.spent = {"seconds": 0.0, "cpu_seconds": 0.0, "stall_seconds": 0.0, "bytes_read": 0}
+        self.spent = dict.fromkeys(
+            ("seconds", "cpu_seconds", "gpu_seconds", "stall_seconds", "bytes_read"), 0.0
+        )  # by earlier starts
         self.advisor = Advisor(loader)
         peak = peak_flops(world.device)
         self.meter = Meter(
@@ -191,12 +193,13 @@ class StepLoop:
         watch, spent = self.meter.watch, self.spent
         cpu_seconds, bytes_read = self.world.total(watch.cpu_seconds, self.loader.reader.bytes_read)
         clips = self.step * self.loader.clips_per_step
-        seconds = watch.seconds + spent["seconds"]
+        seconds = watch.seconds
+        gpu_seconds = seconds * self.world.size if self.world.device.type == "cuda" else 0.0
         return {
             "schema_version": 1,
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds + spent["seconds"], 3),
             "cpu_seconds": round(cpu_seconds + spent["cpu_seconds"], 3),
-            "gpu_seconds": round(seconds * self.world.size, 3) if self.world.device.type == "cuda" else 0.0,
+            "gpu_seconds": round(gpu_seconds + spent["gpu_seconds"], 3),
             "stall_seconds": round(watch.waited + spent["stall_seconds"], 3),
             "bytes_read": int(bytes_read + spent["bytes_read"]),
             "clips": clips,

@@ -49,18 +49,30 @@ def loop_of(world: World, reading: TrainLoader) -> StepLoop:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that every stopwatch shows."""
+    """Seconds that every stopwatch shows; a device can do 160 operations in one."""
     now = [0.0]
+    monkeypatch.setattr(room, "peak_flops", lambda device: 160.0)
     monkeypatch.setattr(Stopwatch, "seconds", property(lambda self: now[0]))
     return now
 
 
 @pytest.mark.parametrize("processes", [1, 8])
-def test_the_share_of_the_peak_is_of_all_devices(
-    processes: int, reading: TrainLoader, clock: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(room, "peak_flops", lambda device: 160.0)
+def test_the_share_of_the_peak_is_of_all_devices(processes: int, reading: TrainLoader, clock: list[float]) -> None:
     loop = loop_of(OnlyProcess(0, processes, GPU), reading)
     loop.meter.begin(0)
     clock[0] = 10 / processes  # 16 clips per second and device, of 5 operations each: half of what a device can do
     assert loop.meter.record(10, loss=0.5, lr=0.1, grad_norm=1.0).mfu == 0.5
+
+
+def test_seconds_of_gpus_are_those_of_every_start_with_the_gpus_it_had(
+    reading: TrainLoader, clock: list[float]
+) -> None:
+    before = loop_of(OnlyProcess(0, 8, GPU), reading)
+    clock[0] = 10.0
+    cost = before.cost()
+    assert (cost["seconds"], cost["gpu_seconds"]) == (10.0, 80.0)
+    alone = loop_of(OnlyProcess(0, 1, GPU), reading)
+    alone.spent = {name: cost[name] for name in alone.spent}  # as a checkpoint hands it on
+    clock[0] = 3.0
+    cost = alone.cost()
+    assert (cost["seconds"], cost["gpu_seconds"]) == (13.0, 83.0)

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -20,7 +22,7 @@ from stmae_train.config import Recipe, override
 from stmae_train.errors import ConfigError, RunBusy, RunInterrupted
 from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.recipes import recipe
-from stmae_train.runlog import RunFolder, StepRecord, StopSignals, Track, runs_status, train_flops
+from stmae_train.runlog import RunFolder, StepRecord, StopSignals, Stopwatch, Track, runs_status, train_flops
 
 
 def open_run(path: Path, recipe: Recipe, *, resume: bool = False, **settings: object) -> RunFolder:
@@ -122,6 +124,27 @@ def test_at_a_terminal_a_second_interrupt_ends_at_once(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("name", "teraflops"), [("mae-st-b16", 0.273), ("mae-st-l16", 0.485)])
 def test_the_work_of_a_step_is_that_of_the_published_sizes(name: str, teraflops: float) -> None:
     assert train_flops(recipe(name).model) / 1e12 == pytest.approx(teraflops, rel=0.06)  # PERFORMANCE.md, "Limits"
+
+
+def _work(pipe: Connection) -> None:
+    while time.process_time() < 0.3:
+        pass
+    pipe.send(time.process_time())
+    pipe.recv()
+
+
+def test_processor_seconds_of_children_count_while_they_run_and_once() -> None:
+    watch = Stopwatch()
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_work, args=(there,))
+    child.start()
+    spent = here.recv()
+    running, ours = watch.cpu_seconds, time.process_time()
+    assert running > spent - 0.05  # the system counts in hundredths
+    here.send(None)
+    child.join()
+    assert running - 0.05 < watch.cpu_seconds < running + spent / 2 + time.process_time() - ours
 
 
 class FakeWriter:
