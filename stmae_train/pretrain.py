@@ -168,15 +168,20 @@ def _total_clips(request: PretrainRequest) -> int:
 def _finished(folder: Path) -> RunResult:
     """The result of a run that had already ended well."""
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
-    last = list(read_records(folder))[-1:]
     return RunResult(
         weights=folder / "weights.safetensors",
         run_dir=folder,
         clips_seen=cost["clips"],
         steps=cost["steps"],
-        loss=last[0]["loss"] if last else None,
+        loss=_last_loss(folder),
         seconds=cost["seconds"],
     )
+
+
+def _last_loss(folder: Path) -> float | None:
+    """What the log says: a run that was stopped after its last step has none in memory when it goes on."""
+    last = list(read_records(folder))[-1:]
+    return last[0]["loss"] if last else None
 
 
 class _Training:
@@ -291,8 +296,8 @@ class _Training:
             self.run.write_data(self.entries)
             kind = self.request.track
         with Track(kind, self.request.run_dir, after=self.loop.step) as self.track:
-            record = self.loop.go(self._update, rate=self._rate, watch=self.track.told_too(watch))
-            return self._end(record)
+            self.loop.go(self._update, rate=self._rate, watch=self.track.told_too(watch))
+            return self._end()
 
     def _rate(self, step: int) -> float:
         clips, repeats = self.loader.clips_per_step, self.loader.repeats
@@ -323,14 +328,14 @@ class _Training:
             drawn["decode_noise"] = noise_for(seed, numbers, length, stream=DECODE_STREAM)
         return drawn
 
-    def _end(self, record: StepRecord | None) -> RunResult:
+    def _end(self) -> RunResult:
         cost, tensors, mean = self.loop.cost(), self.trainee.tensors(), self.trainee.mean_tensors()
         result = RunResult(
             weights=self.request.run_dir / "weights.safetensors",
             run_dir=self.request.run_dir,
             clips_seen=cost["clips"],
             steps=cost["steps"],
-            loss=record.loss if record else None,
+            loss=_last_loss(self.request.run_dir),
             seconds=cost["seconds"],
             skipped_clips=tuple(sorted(self.loader.reader.skipped)),
         )

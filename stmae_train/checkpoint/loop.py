@@ -104,8 +104,8 @@ class StepLoop:
         *,
         rate: Callable[[int], float],
         watch: Watch | None = None,
-    ) -> StepRecord | None:
-        """Run the remaining steps; returns the last record.
+    ) -> None:
+        """Run the remaining steps.
 
         Args:
             update: does step n (counted from 0) on its micro-batches.
@@ -118,7 +118,6 @@ class StepLoop:
         """
         if self.run is not None:
             self.run.forget_after(self.step)
-        record: StepRecord | None = None
         batches = self.loader.batches(self.step, self.steps)
         self.meter.begin(self.step)
         with StopSignals() as signals:
@@ -131,7 +130,7 @@ class StepLoop:
                 self.step += 1
                 is_last = self.step == self.steps
                 if self.step % self.log_every == 0 or is_last:
-                    record = self._log(current, watch)
+                    self._log(current, watch)
                 if self.after_step is not None:
                     self.after_step(self.step)
                 stop = self.world.any(signals.received or 0)
@@ -140,9 +139,8 @@ class StepLoop:
                 if stop and not is_last:
                     raise RunInterrupted(stop)
         batches.close()
-        return record
 
-    def _log(self, rate: float, watch: Watch | None) -> StepRecord:
+    def _log(self, rate: float, watch: Watch | None) -> None:
         loss, norm = self.guard.take()
         if self.world.size > 1 and loss is not None:
             loss = float(self.world.mean(torch.tensor(loss, device=self.world.device)))
@@ -155,7 +153,6 @@ class StepLoop:
                 LOGGER.warning("%s", said)
             if watch is not None:
                 watch(record)
-        return record
 
     def _checkpoint(self) -> None:
         """Judge every update first: a checkpoint holds no weights that were not looked at."""

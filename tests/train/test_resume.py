@@ -216,6 +216,22 @@ def test_a_run_whose_only_checkpoint_is_lost_does_not_begin_again_without_a_word
     assert (request.run_dir / "log.jsonl").read_bytes() == log
 
 
+def test_a_run_that_was_killed_after_its_last_step_still_tells_its_last_loss(
+    small_world: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(pretraining(small_world, recipe, tmp_path / "run"), clips=16)
+
+    def pull(*_: Any, **__: Any) -> None:
+        raise RuntimeError("pulled the plug")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="plug"):
+        patch.setattr("stmae_train.pretrain.write_card", pull)
+        pretrain(request)
+    result = pretrain(replace(request, resume=True))
+    assert result.loss == losses(request.run_dir)[-1]
+    assert f"{result.loss:.4f}" in (request.run_dir / "CARD.md").read_text()
+
+
 @pytest.mark.parametrize("kind", ["attentive", "linear"])
 def test_a_probe_that_was_killed_begins_again_and_finds_the_same(
     kind: str, small_world: Path, small_recipe: Recipe, tmp_path: Path
