@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from stmae_train.checkpoint.store import newest_checkpoint, save_checkpoint
 from stmae_train.checkpoint.trainee import Trainee
 from stmae_train.distributed import World
 from stmae_train.errors import CheckpointError, DataMismatch, RunInterrupted
-from stmae_train.loader import Advisor, Batch, TrainLoader
+from stmae_train.loader import Advisor, Batch, Spent, TrainLoader
 from stmae_train.optim import set_learning_rate
 from stmae_train.runlog import Guard, Meter, RunFolder, StepRecord, StopSignals, Update, peak_flops, peak_memory_bytes
 
@@ -144,11 +145,21 @@ class StepLoop:
         loss, norm = self.guard.take()
         if self.world.size > 1 and loss is not None:
             loss = float(self.world.mean(torch.tensor(loss, device=self.world.device)))
-        record = self.meter.record(self.step, loss=loss, lr=rate, grad_norm=norm)
+        record, recent = self.meter.record(self.step, loss=loss, lr=rate, grad_norm=norm), self.advisor.recent()
+        # All wait for the slowest: what is shown, and advised, is of that process.
+        waits = self.world.by_rank(record.wait_share, recent.samples, recent.seconds)
+        slowest = max(range(len(waits)), key=lambda rank: waits[rank][0])
+        wait_share, samples, seconds = waits[slowest]
+        record = replace(record, wait_share=wait_share, wait_rank=slowest)
         if self.run is not None:
             self.run.log(record)
             LOGGER.info("%s", record)
-            said = self.advisor.sentence(wait_share=record.wait_share, clips_per_second=record.clips_per_second)
+            said = self.advisor.sentence(
+                Spent(int(samples), seconds),
+                rank=slowest,
+                wait_share=wait_share,
+                clips_per_second=record.clips_per_second,
+            )
             if said is not None:
                 LOGGER.warning("%s", said)
             if watch is not None:
@@ -188,6 +199,7 @@ class StepLoop:
     def cost(self) -> dict[str, Any]:
         """What the run has cost so far, over all its interruptions and processes (`cost.json`); every process must ask."""
         watch, spent = self.meter.watch, self.spent
+        waited = max(each for (each,) in self.world.by_rank(watch.waited))
         cpu_seconds, bytes_read = self.world.total(watch.cpu_seconds, self.loader.reader.bytes_read)
         clips = self.step * self.loader.clips_per_step
         seconds = watch.seconds
@@ -197,7 +209,7 @@ class StepLoop:
             "seconds": round(seconds + spent["seconds"], 3),
             "cpu_seconds": round(cpu_seconds + spent["cpu_seconds"], 3),
             "gpu_seconds": round(gpu_seconds + spent["gpu_seconds"], 3),
-            "stall_seconds": round(watch.waited + spent["stall_seconds"], 3),
+            "stall_seconds": round(waited + spent["stall_seconds"], 3),
             "bytes_read": int(bytes_read + spent["bytes_read"]),
             "clips": clips,
             "steps": self.step,

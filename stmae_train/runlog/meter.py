@@ -38,6 +38,7 @@ class StepRecord:
     mfu: float | None
     memory_bytes: int
     eta_seconds: float
+    wait_rank: int = 0  # the process that waited longest, whose share `wait_share` is
 
     def values(self) -> dict[str, Any]:
         """The record of `log.jsonl`."""
@@ -47,6 +48,7 @@ class StepRecord:
         loss = "skipped" if self.loss is None else f"{self.loss:.4f}"
         parts = [f"step {self.step:06d}/{self.steps:06d}", f"loss {loss}", f"lr {self.lr:.1e}"]
         parts += [f"clips/s {self.clips_per_second:.0f}", f"wait {self.wait_share:.0%}"]
+        parts[-1] += f" (rank {self.wait_rank})" if self.wait_rank else ""
         parts += [] if self.mfu is None else [f"mfu {self.mfu:.0%}"]
         parts += [f"mem {self.memory_bytes / 2**30:.1f} GiB", f"eta {_span(self.eta_seconds)}"]
         return " | ".join(parts)

@@ -48,6 +48,15 @@ for (folder, sharding, stop), port in zip(runs, ports):
 """
 
 
+# Rank 1 waits for its data more than there is time, so whatever the clock says, it is the slow one.
+WAITING = """
+import os
+from stmae_train.runlog import Stopwatch
+if os.environ["RANK"] == "1":
+    Stopwatch.waited = property(lambda self: 10 * self.seconds, lambda self, value: None)
+"""
+
+
 # The same of fine-tuning.
 TUNE = (
     RUN.replace(
@@ -161,7 +170,8 @@ def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_fr
     runs = [("ddp", "ddp", 0), ("fsdp", "fsdp", 0), ("one-then-ddp", "ddp", 0), ("one-then-fsdp", "fsdp", 0)]
     runs += [("fsdp-then-one", "fsdp", 6), ("fsdp-then-fsdp", "fsdp", 5), ("fsdp-then-fsdp", "fsdp", 0)]
     runs += [("ddp", "ddp", 0)]  # done already, which both processes have to know
-    run_in_two(small_world, tmp_path / "recipe.toml", [(tmp_path / name, how, stop) for name, how, stop in runs])
+    planned = [(tmp_path / name, how, stop) for name, how, stop in runs]
+    run_in_two(small_world, tmp_path / "recipe.toml", planned, script=WAITING + RUN)
     state = json.loads((tmp_path / "fsdp-then-one/checkpoints/step-000000006/state.json").read_text())
     assert state["world_size"] == 2
     pretrain(replace(request, run_dir=tmp_path / "fsdp-then-one", resume=True))
@@ -184,6 +194,10 @@ def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_fr
     assert (execution["processes"], execution["sharding"]) == (2, "fsdp")
     cost = json.loads((tmp_path / "ddp" / "cost.json").read_text())
     assert cost["clips"] == 80 and cost["cpu_seconds"] > 0
+    # The process that does not write the run is the slow one, and is seen.
+    records = [json.loads(line) for line in (tmp_path / "ddp" / "log.jsonl").read_text().splitlines()]
+    assert {each["wait_rank"] for each in records} == {1} and min(each["wait_share"] for each in records) > 1
+    assert cost["stall_seconds"] > cost["seconds"]
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:

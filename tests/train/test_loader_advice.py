@@ -63,7 +63,7 @@ def test_it_is_said_once_and_only_where_the_wait_is_long(small_world: Path) -> N
     for wait_share in (0.9, 0.1, 0.5, 0.6):
         next(steps)
         reading.reader.spent.seconds = reading.reader.spent.samples * 0.01  # 10 ms each, whatever the clock says
-        heard.append(advisor.sentence(wait_share=wait_share, clips_per_second=100.0))
+        heard.append(advisor.sentence(advisor.recent(), rank=0, wait_share=wait_share, clips_per_second=100.0))
     steps.close()
     assert reading.reader.spent.samples >= 32
     first, short, long, again = heard
@@ -84,11 +84,9 @@ def test_the_cores_of_a_machine_are_shared_by_the_processes_on_it_alone(
         else:
             monkeypatch.delenv("LOCAL_WORLD_SIZE")
         advisor = Advisor(reading)
-        reading.reader.spent = Spent()
-        advisor.sentence(wait_share=0.5, clips_per_second=10_000)
-        reading.reader.spent = Spent(100, 1.0)
-        said = advisor.sentence(wait_share=0.5, clips_per_second=10_000)
+        said = [advisor.sentence(Spent(100, 1.0), rank=3, wait_share=0.5, clips_per_second=10_000) for _ in range(2)][1]
         assert said is not None
+        assert "50% of the time is spent waiting for it by rank 3 of 4 processes; 1 workers" in said
         assert said.endswith("--workers 4.") if cores == 4 else "This machine has 2 cores" in said
 
 

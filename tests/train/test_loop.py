@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from stmae_train.checkpoint import StepLoop
 from stmae_train.checkpoint import loop as room
 from stmae_train.distributed import World
 from stmae_train.loader import CropRule, ReadOptions, TrainLoader, open_sources
-from stmae_train.runlog import Stopwatch
+from stmae_train.runlog import Guard, RunFolder, StepRecord, Stopwatch
 from stmae_train.views import FrameRule
 
 GPU = torch.device("cuda", 0)  # by name alone: nothing is put there
@@ -54,6 +56,39 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(room, "peak_flops", lambda device: 160.0)
     monkeypatch.setattr(Stopwatch, "seconds", property(lambda self: now[0]))
     return now
+
+
+class BesideASlowOne(OnlyProcess):
+    """A process beside one that waits nine tenths of the time, for samples of 10 ms each."""
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+    def by_rank(self, *values: float) -> list[tuple[float, ...]]:
+        return [values, (0.9, 100.0, 1.0)[: len(values)]]
+
+
+def test_what_is_logged_and_advised_is_of_the_process_that_waits_longest(
+    reading: TrainLoader, clock: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
+    reading.world_size = 2
+    loop = loop_of(BesideASlowOne(0, 2, torch.device("cpu")), reading)
+    records: list[StepRecord] = []
+    loop.run = cast(RunFolder, SimpleNamespace(log=records.append))
+    loop.guard = cast(Guard, SimpleNamespace(take=lambda: (0.5, 1.0)))
+    with caplog.at_level(logging.WARNING, logger="stmae.train"):
+        for step in (1, 2):
+            loop.step, clock[0] = step, step * 0.1
+            loop._log(0.1, None)
+    assert [(each.wait_share, each.wait_rank) for each in records] == [(0.9, 1)] * 2
+    assert "wait 90% (rank 1)" in str(records[0])
+    assert "90% of the time is spent waiting for it by rank 1 of 2 processes" in caplog.text
+    assert "5.0 ms per clip" in caplog.text and len(caplog.records) == 1
+    assert loop.cost()["stall_seconds"] == 0.9
+
+
+def test_numbers_of_processes_stand_in_the_order_of_their_ranks() -> None:
+    assert OnlyProcess(1, 3, GPU).by_rank(5.0, 6.0) == [(0.0, 0.0), (5.0, 6.0), (0.0, 0.0)]
 
 
 @pytest.mark.parametrize("processes", [1, 8])
