@@ -1,5 +1,6 @@
 """The run folder: who writes it, what it read, what happened, what it cost (FORMATS.md, "A run on disk")."""
 
+from stmae_train.runlog.common import commit_in_common, sweep_common
 from stmae_train.runlog.costs import Flops, forward_flops, train_flops
 from stmae_train.runlog.folder import RunFolder, commit, read_records, runs_status
 from stmae_train.runlog.meter import Meter, StepRecord, StopSignals, Stopwatch, peak_memory_bytes
@@ -32,6 +33,7 @@ __all__ = [
     "autocast",
     "backward",
     "commit",
+    "commit_in_common",
     "cost_facts",
     "data_entry",
     "foreign_entry",
@@ -40,6 +42,7 @@ __all__ = [
     "peak_memory_bytes",
     "read_records",
     "runs_status",
+    "sweep_common",
     "train_flops",
     "update_weights",
     "write_card",
