@@ -32,7 +32,7 @@ from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import parameter_groups
 from stmae_train.pictures import PictureRequest, draw, shown_ratios, shows_pixels
-from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, read_records, train_flops, write_card
+from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, last_loss, train_flops, write_card
 from stmae_train.schedule import learning_rate
 from stmae_train.targets import Teacher, fit_pca, pixel_vectors, read_teacher
 from stmae_train.views import FrameRule
@@ -173,15 +173,9 @@ def _finished(folder: Path) -> RunResult:
         run_dir=folder,
         clips_seen=cost["clips"],
         steps=cost["steps"],
-        loss=_last_loss(folder),
+        loss=last_loss(folder),
         seconds=cost["seconds"],
     )
-
-
-def _last_loss(folder: Path) -> float | None:
-    """What the log says: a run that was stopped after its last step has none in memory when it goes on."""
-    last = list(read_records(folder))[-1:]
-    return last[0]["loss"] if last else None
 
 
 class _Training:
@@ -335,7 +329,7 @@ class _Training:
             run_dir=self.request.run_dir,
             clips_seen=cost["clips"],
             steps=cost["steps"],
-            loss=_last_loss(self.request.run_dir),
+            loss=last_loss(self.request.run_dir),
             seconds=cost["seconds"],
             skipped_clips=tuple(sorted(self.loader.reader.skipped)),
         )

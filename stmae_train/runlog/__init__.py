@@ -2,7 +2,7 @@
 
 from stmae_train.runlog.common import commit_in_common, sweep_common
 from stmae_train.runlog.costs import Flops, forward_flops, train_flops
-from stmae_train.runlog.folder import RunFolder, commit, read_records, runs_status
+from stmae_train.runlog.folder import RunFolder, commit, last_loss, read_records, runs_status
 from stmae_train.runlog.meter import Meter, StepRecord, StopSignals, Stopwatch, peak_memory_bytes
 from stmae_train.runlog.pages import (
     SCORE_COLUMNS,
@@ -38,6 +38,7 @@ __all__ = [
     "data_entry",
     "foreign_entry",
     "forward_flops",
+    "last_loss",
     "peak_flops",
     "peak_memory_bytes",
     "read_records",
