@@ -316,7 +316,7 @@ def _file_system(place: Path) -> Iterator[Check]:
     except StmaeDataError as error:
         yield Check("rename and fsync", State.MISSING, str(error), "use a file system on a local disk")
         return
-    first, second = ((place / "probe").open("rb") for _ in range(2))
+    first, second = ((place / "probe").open("r+b") for _ in range(2))
     with first, second:
         fcntl.flock(first, fcntl.LOCK_EX)
         try:

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -42,6 +43,7 @@ __all__ = [
     "sha256_text",
     "storage_errors",
     "sweep_temp",
+    "temporary_beside",
 ]
 
 TEMP_PREFIX = ".tmp-"
@@ -79,6 +81,11 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name beside `path` that nobody else takes: process ids alone come again, as in containers, and are shared between machines."""
+    return path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{path.name}")
+
+
 @contextlib.contextmanager
 def committing(path: Path, *, point: str) -> Iterator[IO[bytes]]:
     """A binary file that appears at `path` whole, or not at all.
@@ -88,7 +95,7 @@ def committing(path: Path, *, point: str) -> Iterator[IO[bytes]]:
     Raises:
         StorageError: the disk is full, read-only or broken.
     """
-    temporary = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-{path.name}")
+    temporary = temporary_beside(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -224,7 +231,7 @@ def copy_table(
 ) -> None:
     """Write the result of a trusted query as Parquet through the committing writer."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{TEMP_PREFIX}{os.getpid()}-duckdb-{path.name}")
+    beside = temporary_beside(path)
     try:
         with storage_errors(path):
             footer = {"schema_version": str(SCHEMA_VERSION), **(metadata or {})}
@@ -348,8 +355,7 @@ def link_or_copy(source: Path, target: Path, *, point: str) -> None:
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         fault_point(f"{point}.link")
-        beside = target.with_name(f"{TEMP_PREFIX}{os.getpid()}-{target.name}")
-        beside.unlink(missing_ok=True)
+        beside = temporary_beside(target)
         try:
             beside.hardlink_to(source)
         except OSError as error:

@@ -40,7 +40,8 @@ _MAX_JOBS = 100_000
 LEVELS = ("bytes", "stream", "id", "video", "overlap", "content")
 """Levels of sameness, from strictest to widest (FORMATS)."""
 
-KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,100}")
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,95}")
+"""A key and its `.json` are the 100 bytes that a name in a tar may have."""
 
 SAMPLE_FIELDS = (
     "clip_id",
@@ -170,7 +171,7 @@ LEDGER_COLUMNS: dict[str, str] = {
 
 
 def is_valid_key(key: str) -> bool:
-    """Whether `key` may name a sample: `[A-Za-z0-9_-]`, 1 to 100 characters."""
+    """Whether `key` may name a sample: `[A-Za-z0-9_-]`, 1 to 95 characters."""
     return KEY_PATTERN.fullmatch(key) is not None
 
 

@@ -85,20 +85,22 @@ class Classifier(nn.Module):
         logits: Tensor = self.head(self.dropout(self.features(clips)))
         return logits
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+    def start_from(self, weights: Mapping[str, Tensor], *, grid: tuple[int, int, int] | None = None) -> None:
         """Take the encoder of a masked autoencoder or classifier (`start_encoder`); the head stays as it is."""
-        start_encoder(self.encoder, weights)
+        start_encoder(self.encoder, weights, grid=grid)
 
 
-def start_encoder(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
+def start_encoder(encoder: Encoder, weights: Mapping[str, Tensor], *, grid: tuple[int, int, int] | None = None) -> None:
     """Load pre-trained weights into an encoder.
 
     Args:
         encoder: without a final norm (a fresh one replaces it) the pre-trained norm is left out.
         weights: by our names; entries outside `encoder.` are not used. Positions of another grid are interpolated.
+        grid: token counts (t, h, w) the weights were trained on, `ModelConfig.grid_shape`. A joint table of another
+            size needs it, for its rows split into times and places in many ways.
 
     Raises:
-        ModelError: an encoder weight is missing, unknown or has another shape.
+        ModelError: an encoder weight is missing, unknown or has another shape, or a joint table's grid is not given.
     """
     state = encoder.state_dict()
     given = {name.removeprefix("encoder."): each for name, each in weights.items() if name.startswith("encoder.")}
@@ -112,8 +114,8 @@ def start_encoder(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
         )
     for name, wanted in state.items():
         found = given[name]
-        if found.shape != wanted.shape and name.startswith("positions."):
-            found = _resized(encoder, name, found)
+        if name.startswith("positions.") and not name.endswith("class_row"):
+            found = _resized(encoder, name, found, grid=grid)
         if found.shape != wanted.shape:
             raise ModelError(
                 f"Weight 'encoder.{name}' has shape {list(found.shape)}, the model wants {list(wanted.shape)}; "
@@ -123,19 +125,27 @@ def start_encoder(encoder: Encoder, weights: Mapping[str, Tensor]) -> None:
     encoder.load_state_dict(state)
 
 
-def _resized(encoder: Encoder, name: str, rows: Tensor) -> Tensor:
-    """Position rows of another grid brought to the encoder's; the source's frames are taken to be square."""
-    here = encoder.positions.grid
-    first = int(encoder.class_token is not None and name.endswith("joint"))
+def _resized(encoder: Encoder, name: str, rows: Tensor, *, grid: tuple[int, int, int] | None) -> Tensor:
+    """Position rows [1, (1 +) L, D] of the grid (t, h, w) brought to the encoder's."""
+    here, kind = encoder.positions.grid, name.rpartition(".")[2]
+    first = int(encoder.class_token is not None and kind == "joint")
     length = rows.shape[1] - first
-    if name.endswith("temporal"):
-        source, target = Grid(length, 1, 1), Grid(here.t, 1, 1)
-    else:
-        times = 1 if name.endswith("spatial") else here.t
-        side = round((length / times) ** 0.5)
-        if times * side * side != length:
-            return rows
-        source, target = Grid(times, side, side), Grid(times, here.h, here.w)
+    if grid is None:
+        if kind == "joint" and length != here.length:
+            raise ModelError(
+                f"Weight 'encoder.{name}' has rows for {length} tokens, the model for {here.t} x {here.h} x {here.w}, and rows do not tell how "
+                f"they split into times and places; give the grid the weights were trained on."
+            )
+        side = round(length**0.5)  # separable rows tell their grid, where places fill a square
+        grid = (here.t, here.h, here.w) if kind == "joint" else (length, side, side)
+    t, h, w = grid
+    source, target = {
+        "temporal": (Grid(t, 1, 1), Grid(here.t, 1, 1)),
+        "spatial": (Grid(1, h, w), Grid(1, here.h, here.w)),
+        "joint": (Grid(t, h, w), Grid(here.t, here.h, here.w)),
+    }[kind]
+    if source == target or length != source.length:  # other lengths are no tables of that grid; their shape is refused
+        return rows
     return torch.cat([rows[:, :first], interpolate_positions(rows[:, first:], source=source, target=target)], dim=1)
 
 

@@ -101,6 +101,6 @@ class Detector(nn.Module):
         logits: Tensor = self.head(tokens[:, int(self.config.class_token) :], boxes, self.encoder.grid(clips))
         return logits
 
-    def start_from(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the encoder of a masked autoencoder or classifier; the head stays as it is."""
-        start_encoder(self.encoder, weights)
+    def start_from(self, weights: Mapping[str, Tensor], *, grid: tuple[int, int, int] | None = None) -> None:
+        """Take the encoder of a masked autoencoder or classifier (`start_encoder`); the head stays as it is."""
+        start_encoder(self.encoder, weights, grid=grid)

@@ -28,6 +28,7 @@ from stmae_train.loader import (
     TrainLoader,
     check_labels,
     open_sources,
+    weights_of,
 )
 from stmae_train.optim import parameter_groups
 from stmae_train.runlog import RunFolder, StepRecord, Track, Update, autocast, cost_facts, train_flops
@@ -50,7 +51,7 @@ class FinetuneRequest:
         run_dir: the run folder.
         seed: of the head, order, crops, mixing, drop path.
         workers, checkpoint_every, resume, accept_new_data, skip_damaged, log_every, device, cache_bytes, prefetch,
-            store_cache_bytes, track, sharding: as in pre-training.
+            store_cache_bytes, track, sharding, force: as in pre-training.
     """
 
     workspace: Path
@@ -72,6 +73,7 @@ class FinetuneRequest:
     store_cache_bytes: int = DEFAULT_RANGE_BYTES
     track: str | None = None
     sharding: Sharding = "ddp"
+    force: bool = False
 
 
 def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | None = None) -> dict[str, Any]:
@@ -99,6 +101,7 @@ def finetune(request: FinetuneRequest, *, watch: Callable[[StepRecord], None] | 
             seed=request.seed,
             settings=settings,
             resume=request.resume,
+            force=request.force,
         ) as run:
             if world.any(int(run.was_done)):  # all of them must know
                 return dict(run.read_json("metrics.json"))
@@ -165,7 +168,7 @@ class _Finetuning:
             seed=request.seed,
         )
         if start.tensors is not None:
-            self.model.start_from(start.tensors)
+            self.model.start_from(start.tensors, grid=start.grid)
 
         # What is trained, with its optimiser: deeper blocks learn faster than early ones.
         self.trainee = Trainee(
@@ -222,12 +225,12 @@ class _Finetuning:
         trainee, losses = self.trainee, []
         # Drop path, dropout and mixing draw from generators that know the step alone, so a resumed run draws the same.
         torch.manual_seed(step_seed(self.request.seed, step, rank=self.world.rank))
-        for number, batch in enumerate(parts):
+        for number, (batch, weight) in enumerate(zip(parts, weights_of(parts), strict=True)):
             clips, targets = self._mixed(batch, step * len(parts) + number)
             with trainee.micro_batch(is_last=number + 1 == len(parts)):
                 with trainee.autocast():
                     logits = trainee.wrapped(clips)
-                loss = F.cross_entropy(logits.float(), targets)
+                loss = F.cross_entropy(logits.float(), targets) * weight
                 trainee.backward(loss / len(parts))
             losses.append(loss)
         clip_ids = tuple(clip_id for part in parts for clip_id in part.clip_ids)
@@ -314,5 +317,5 @@ class _Finetuning:
             clips=cost["clips"],
             bytes_read=cost["bytes_read"],
             cost=cost,
-            lines=cost_facts(cost, self.trainee.facts()),
+            lines=[*run.changes, *cost_facts(cost, self.trainee.facts())],
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from stmae_train.tokens import Grid, patchify, unpatchify
 
 __all__ = ["PictureRequest", "draw", "picture", "reconstruct", "shown_ratios", "shows_pixels"]
 
+LOGGER = logging.getLogger("stmae.train")
 GREY = 0.5  # of hidden patches
 _FRAME_PX = 96  # small clips are shown enlarged, pixel by pixel
 
@@ -55,6 +57,7 @@ class PictureRequest:
         seed: of the masks.
         device: `cpu`, `cuda`; a GPU where there is one unless given.
         store_cache_bytes: what may stand on this disk of sets that are read from a store.
+        skip_damaged: damaged clips that may be left out; none is shown in their place.
     """
 
     workspace: Path
@@ -67,6 +70,7 @@ class PictureRequest:
     seed: int = 0
     device: str | None = None
     store_cache_bytes: int = DEFAULT_RANGE_BYTES
+    skip_damaged: int = 0
 
 
 def picture(request: PictureRequest) -> list[Path]:
@@ -78,6 +82,7 @@ def picture(request: PictureRequest) -> list[Path]:
     Raises:
         CheckpointError: the weights are missing or hold no decoder.
         ModelError: the target is no pixels, or a clip is not in the set.
+        DataMismatch: more clips are damaged than may be left out.
     """
     path = weights_path(request.weights, workspace=request.workspace)
     weights = load_weights(path)
@@ -87,10 +92,11 @@ def picture(request: PictureRequest) -> list[Path]:
 
 
 def draw(model: MaskedAutoencoder, recipe: Recipe, request: PictureRequest) -> list[Path]:
-    """The same of a model at hand, on its device; the weights of the request are not read.
+    """The same of a model at hand, on its device; the weights of the request are not read. Nothing is written where no clip is whole.
 
     Raises:
         ModelError: the target is no pixels, or a clip is not in the set.
+        DataMismatch: more clips are damaged than may be left out.
     """
     device = next(model.parameters()).device
     (source,) = open_sources(request.workspace, [request.shards])
@@ -103,15 +109,21 @@ def draw(model: MaskedAutoencoder, recipe: Recipe, request: PictureRequest) -> l
         batch_videos=len(chosen),
         options=ReadOptions(
             cache_bytes=0 if len(chosen) < len(source) else DEFAULT_CACHE_BYTES,
+            skip_damaged=request.skip_damaged,
             store_cache_bytes=request.store_cache_bytes,
         ),
     )
-    (batch,) = sweep.batches()
+    batches = list(sweep.batches())
+    if sweep.reader.skipped:
+        LOGGER.warning("No pictures of damaged clips: %s.", ", ".join(sweep.reader.skipped))
+    if not batches:
+        return []
+    (batch,) = batches
     clips = batch.clips(recipe.model, device=device)
     written, captions = [], {}
     for ratio in request.ratios:
         config = _masking(recipe.model, ratio)
-        mask = draw_masks(config, seed=request.seed, sample_numbers=range(len(clips)))
+        mask = draw_masks(config, seed=request.seed, sample_numbers=batch.numbers.tolist())
         shown, note = reconstruct(model, clips, mask=mask)
         for number, clip_id in enumerate(batch.clip_ids):
             caption = f"{clip_id}, {ratio:.0%} hidden ({config.mask}): original, masked, reconstruction. {note}"

@@ -27,6 +27,7 @@ from stmae_train.loader import (
     SweepLoader,
     TrainLoader,
     open_sources,
+    weights_of,
 )
 from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
@@ -57,6 +58,7 @@ class PretrainRequest:
         checkpoint_every: steps between checkpoints; a tenth of the run unless given.
         resume: go on with what stands in `run_dir`, or start where nothing does.
         accept_new_data: resume although a set has changed since.
+        force: resume with another learning rate, weight decay, clipping or precision than before; `run.json` and the card say so.
         skip_damaged: damaged samples that may be left out.
         log_every: steps between records.
         device: `cpu`, `cuda`, `cuda:1`; a GPU where there is one unless given.
@@ -91,6 +93,7 @@ class PretrainRequest:
     pictures_every: int | None = None
     track: str | None = None
     sharding: Sharding = "ddp"
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +145,7 @@ def clips_of(
         raise ConfigError("The length of a run is given once: --clips, --epochs or --steps.")
     repeats = recipe.data.repeats
     if steps is not None:
-        return steps * recipe.optim.batch_videos * recipe.optim.accumulate * repeats
+        return steps * recipe.optim.batch_videos * repeats  # micro-batches share the batch of a step
     assert epochs is not None
     return round(epochs * repeats * sum(len(source) for source in open_sources(workspace, shards)))
 
@@ -158,6 +161,7 @@ def _open_run(request: PretrainRequest) -> RunFolder:
         seed=request.seed,
         settings=settings,
         resume=request.resume,
+        force=request.force,
     )
 
 
@@ -266,13 +270,18 @@ class _Training:
             raise ConfigError(
                 "The target 'tokens' needs the encoder of a discrete tokenizer as safetensors; name it with --set model.target_file=PATH."
             )
+        first = _first(self.loader.sources[0], PCA_CLIPS)
         sweep = SweepLoader(
             self.request.workspace,
-            [_first(self.loader.sources[0], PCA_CLIPS)],
+            [first],
             rule=FrameRule(data.num_frames, data.frame_stride, data.fps, data.sampling),
             views=1,
             batch_videos=32,
-            options=ReadOptions(cache_bytes=0, store_cache_bytes=self.request.store_cache_bytes),
+            options=ReadOptions(
+                cache_bytes=0,
+                skip_damaged=min(self.request.skip_damaged, len(first) - 1),  # a basis needs one
+                store_cache_bytes=self.request.store_cache_bytes,
+            ),
         )
         vectors = [
             pixel_vectors(batch.clips(model, device=torch.device("cpu")), model).flatten(0, 1)
@@ -300,11 +309,11 @@ class _Training:
     def _update(self, step: int, parts: Sequence[Batch]) -> Update:
         """Forward and backward for every micro-batch, then one guarded step."""
         trainee, losses = self.trainee, []
-        for number, part in enumerate(parts, start=1):
+        for number, (part, weight) in enumerate(zip(parts, weights_of(parts), strict=True), start=1):
             clips = part.clips(self.recipe.model, device=self.world.device)  # [B, 3, T, H, W]
             with trainee.micro_batch(is_last=number == len(parts)):
                 with trainee.autocast():
-                    loss = trainee.wrapped(clips, **self._hidden(part)).loss
+                    loss = trainee.wrapped(clips, **self._hidden(part)).loss * weight
                 trainee.backward(loss / len(parts))
             losses.append(loss)
         clip_ids = tuple(clip_id for part in parts for clip_id in part.clip_ids)
@@ -363,6 +372,7 @@ class _Training:
                     ("Last loss", "none" if result.loss is None else f"{result.loss:.4f}"),
                     ("Skipped steps", str(len(self.loop.guard.skipped))),
                     ("Skipped clips", str(len(result.skipped_clips))),
+                    *self.run.changes,
                     *cost_facts(cost, self.trainee.facts()),
                     ("Load", "`stmae_train.checkpoint.load_weights(Path('weights.safetensors'))`"),
                 ],
@@ -385,15 +395,18 @@ class _Training:
         model = load_autoencoder(Weights(tensors, self.recipe, {}), where="the run").to(self.world.device).eval()
         request, folder = self.request, self.request.run_dir / "pictures"
         reference, _, _ = request.shards[0].partition("@")
+        count = request.pictures or 8
         wanted = PictureRequest(
             request.workspace,
             str(request.run_dir),
             reference,
             folder if step == self.steps else folder / f"step-{step:09d}",
-            count=request.pictures or 8,
+            count=count,
             ratios=shown_ratios(self.recipe.model),
             seed=request.seed,
             store_cache_bytes=request.store_cache_bytes,
+            # Where damage is allowed, pictures end no run; what may be left out of training is counted there.
+            skip_damaged=count if request.skip_damaged else 0,
         )
         self.track.add_pictures(draw(model, self.recipe, wanted), step=step)
 

@@ -18,6 +18,7 @@ __all__ = [
     "CheckpointOption",
     "DeviceOption",
     "EvalOption",
+    "ForceOption",
     "InitOption",
     "OutOption",
     "PrefetchOption",
@@ -52,9 +53,17 @@ PrefetchOption = Annotated[
 StoreCacheOption = Annotated[
     float, typer.Option(help="Of sets that stand on a store: gigabytes of clips that are kept on this disk.")
 ]
-SkipOption = Annotated[int, typer.Option(help="Leave out at most this many damaged samples.")]
+SkipOption = Annotated[
+    int, typer.Option(help="Leave out at most this many damaged samples, over all processes and starts.")
+]
 CheckpointOption = Annotated[int | None, typer.Option(help="Steps between checkpoints.")]
 AcceptOption = Annotated[bool, typer.Option("--accept-new-data", help="Resume although a set has changed.")]
+ForceOption = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Resume with another base_lr, min_lr, weight_decay, grad_clip or precision; recorded."
+    ),
+]
 SeedOption = Annotated[int, typer.Option(help="Seed of initial weights, order, crops and masks.")]
 InitOption = Annotated[
     str, typer.Option(help="Weights file of any known layout, run, or `random` for the untrained encoder.")

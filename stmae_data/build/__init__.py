@@ -145,6 +145,7 @@ def build(request: BuildRequest, *, progress: Progress | None = None) -> BuildRe
         except BaseException:
             _sweep(folder)  # the workers are dead by now; what was committed stays, what was half-written goes
             raise
+        _sweep(folder)  # of a worker that died, whose task another one did
         report = seal_build(
             folder, plan, name=request.set_name, manifest=request.manifest, settings=settings, encoding=encoding
         )
@@ -177,10 +178,23 @@ def _build_share(
         with step():
             left = [name for name in plan.shards if not ledger_path(folder, name).exists()]
             if not left:
+                # Copies that were waited for and came; codes to retry are named to one command, never to a job.
+                if plan.waiting and plan_retry(
+                    folder,
+                    plan,
+                    listing=_list(request),
+                    reasons=(),
+                    manifest=request.manifest,
+                    workers=request.workers,
+                    progress=progress,
+                ):
+                    internal_errors += _retry(folder, plan, request, None, progress)
+                    plan = load_plan(folder) or plan
                 _sweep(folder)
                 report = seal_build(
                     folder, plan, name=request.set_name, manifest=request.manifest, settings=settings, encoding=encoding
                 )
+                end_retry(folder)
                 return _report(folder, request, report, started, internal_errors)
     counts = count_outcomes([ledger_path(folder, name) for name in share])
     seconds = time.monotonic() - started
@@ -283,6 +297,12 @@ def _list(request: BuildRequest) -> SourceListing:
         raise SourceError(
             f"There is nothing to build {request.set_name} from: no video was found for {request.manifest.name}; "
             "name its folders with --from and its tables with --annotations."
+        )
+    encoding, first = _encoding(request), next((row for row in listing.rows if row.is_cut), None)
+    if encoding.keeps_source and first is not None:  # a plan of such rows could be neither worked nor replaced
+        raise UsageError(
+            f"Encoding {encoding.mode!r} keeps files whole and cannot cut a span, as {request.manifest.name} asks of "
+            f"{first.source_uri} and others; use layered, lean or fast."
         )
     return listing
 

@@ -1,8 +1,8 @@
 """Job k of n: several processes, on one machine or many, build one set together, each its own share of the planned shards.
 
-One file tells them apart, `meta/LOCK`: a whole build holds all of it, a job holds it together with other jobs (flock, shared) and its own
-share of it alone (a range of bytes), so that two jobs whose shares overlap cannot run at once. Planning and sealing are done by one job at
-a time, behind one more byte.
+Two files tell them apart. `meta/LOCK`: a whole build holds it alone, a job together with other jobs (flock). `meta/LOCK.jobs`: a job holds
+its own share of it (a range of bytes), so that two jobs whose shares overlap cannot run at once. Planning and sealing are done by one job at
+a time, behind one more byte. Two files, because NFS keeps an flock as a range over the whole file, which would meet those of other jobs.
 """
 
 from __future__ import annotations
@@ -37,17 +37,16 @@ def job_lock(path: Path, job: Job, *, what: str) -> Iterator[Callable[[], Abstra
     Raises:
         Busy: a whole build, or a job with an overlapping share, is at work.
     """
-    with files.storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    try:
+    with contextlib.ExitStack() as stack:
+        whole = _opened(path, stack)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(whole, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            holder = (_holders(descriptor) or ["unknown"])[0].partition(" ")[0]
+            holder = (_holders(whole) or ["unknown"])[0]
             raise Busy(
                 f"{what} is being written by process {holder}; wait for it to end, then run the same command again."
             ) from error
+        descriptor = _opened(path.with_name(f"{path.name}.jobs"), stack)
         if not _try_range(descriptor, *job.range_of(_SHARES)):
             mine = [line.partition(" ")[0] for line in _holders(descriptor) if line.endswith(f" {job}")]
             who = f"by process {mine[0]}" if mine else "by a job whose share overlaps it"
@@ -65,17 +64,26 @@ def job_lock(path: Path, job: Job, *, what: str) -> Iterator[Callable[[], Abstra
                 _set_range(descriptor, fcntl.F_UNLCK, _STEP, _STEP + 1)
 
         with step():
-            others = [line for line in _holders(descriptor) if " " in line and not line.endswith(f" {job}")]
-            text = "".join(f"{line}\n" for line in [*others, f"{os.getpid()} {job}"])
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, text.encode(), 0)
+            others = [line for line in _holders(descriptor) if not line.endswith(f" {job}")]
+            for each, text in (
+                (descriptor, "".join(f"{line}\n" for line in [*others, f"{os.getpid()} {job}"])),
+                (whole, f"{os.getpid()}\n"),  # whom a whole build has to wait for
+            ):
+                os.ftruncate(each, 0)
+                os.pwrite(each, text.encode(), 0)
         yield step
-    finally:
-        os.close(descriptor)
+
+
+def _opened(path: Path, stack: contextlib.ExitStack) -> int:
+    with files.storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def _holders(descriptor: int) -> list[str]:
-    """Lines `process job`, or the one process of a whole build."""
+    """Lines `process job`; of a whole build its one process."""
     return os.pread(descriptor, 1 << 20, 0).decode(errors="replace").splitlines()
 
 

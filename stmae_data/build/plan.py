@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stmae_data import files, media
+from stmae_data.build.reconcile import merge_reconciliation
 from stmae_data.build.removed import Tombstones, read_tombstones
 from stmae_data.errors import ClipRejected, Reason, SetError
 from stmae_data.manifest import Manifest
@@ -163,26 +164,12 @@ def extend_plan(
         "max_duration_error_seconds": manifest.max_duration_error_seconds,
         "run_id": run_id,
     }
-    if listing.reconciliation:
-        files.commit_table(
-            folder / "meta" / "reconciliation.parquet", listing.reconciliation, _RECONCILIATION, point="reconciliation"
-        )
+    merge_reconciliation(folder, listing.reconciliation)
     files.commit_json(folder / "meta" / "plan.json", everything, point="plan-settings")
     files.commit_table(folder / "meta" / "plan.parquet", [*old, *planned], PLAN_COLUMNS, point="plan")
     committed = load_plan(folder)
     assert committed is not None
     return committed
-
-
-_RECONCILIATION = {
-    "split": "VARCHAR",
-    "label": "VARCHAR",
-    "annotated": "BIGINT",
-    "present": "BIGINT",
-    "missing": "BIGINT",
-    "replaced": "BIGINT",
-    "unannotated": "BIGINT",
-}
 
 
 def refuse_other_settings(plan: Plan, wanted: Mapping[str, Any], *, folder: Path) -> None:
@@ -229,7 +216,7 @@ def _named(
             return row
         try:
             with open_bytes(row.source_uri, row.source_member) as descriptor:
-                sha256 = media.hash_descriptor(descriptor)
+                sha256 = media.hash_once(descriptor)
         except ClipRejected as rejected:
             return dataclasses.replace(row, problem=(rejected.reason, rejected.detail))
         clip_id = web_clip_id(sha256, start_ms=row.start_ms, end_ms=row.end_ms)

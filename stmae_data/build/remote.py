@@ -22,6 +22,7 @@ from stmae_data.stores import Store
 __all__ = ["Outpost", "fetch_set", "outpost"]
 
 _LOCK = "meta/LOCK"
+_LOCKS = (_LOCK, "meta/LOCK.jobs")
 _SEAL = "meta/set.json"
 _OWN = "meta/store.json"
 _RETRY = "meta/retry.parquet"
@@ -65,7 +66,7 @@ class Outpost:
         self._note()  # whose books these are is known before the first of them arrives
         self.sent = {name: digest for name, digest in self.sent.items() if name in there or name == _RETRY}
         is_old = self._is_old(there)
-        books = [name for name in there if name.startswith("meta/") and name not in (_LOCK, _OWN)]
+        books = [name for name in there if name.startswith("meta/") and name not in (*_LOCKS, _OWN)]
         if any(".." in PurePosixPath(name).parts for name in books):
             raise SetError(
                 f"{self.store.url} holds names that lead out of a set's folder, so nothing is fetched from it."
@@ -131,7 +132,7 @@ class Outpost:
             if path.is_file() and not path.name.startswith(files.TEMP_PREFIX)
         )
         cards = [name for name in _CARDS if (self.folder / name).is_file()]
-        self._send_changed([*(name for name in books if name not in (_LOCK, _OWN, _SEAL)), *cards])
+        self._send_changed([*(name for name in books if name not in (*_LOCKS, _OWN, _SEAL)), *cards])
         there = self.store.names()
         for name in sorted(there):
             if (shard := _SHARD.fullmatch(name)) and not ledger_path(self.folder, shard[1]).exists():

@@ -10,6 +10,7 @@ from typing import Any
 
 from stmae_data import __version__, files
 from stmae_data.build.plan import Plan
+from stmae_data.build.reconcile import count_failed
 from stmae_data.encode import Encoding, ffmpeg_version
 from stmae_data.errors import SetError
 from stmae_data.manifest import Manifest
@@ -40,6 +41,7 @@ def seal_build(
         raise SetError(
             f"{name}: {plan.num_rows} rows are planned but the ledgers hold {counts['planned']}; verify the set before using it."
         )
+    count_failed(folder, plan.ledgers(folder))
     previous = _previous(folder)
     version = _next_version(previous, shards)
     if previous is not None and version == previous["version"]:

@@ -119,7 +119,7 @@ def _encode(
     try:
         with open_bytes(row["source_uri"], row["source_member"]) as descriptor:
             before = os.fstat(descriptor)
-            sha256 = media.hash_descriptor(descriptor)
+            sha256 = media.hash_once(descriptor)
             entry |= {"source_bytes": before.st_size, "source_sha256": sha256}
             if row["source_sha256"] not in (None, sha256):
                 was_hashed_here = row["clip_id"] == web_clip_id(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ def rebuild_catalog(workspace: Path) -> CatalogSummary:
     with files.lock(workspace / "catalog.lock", what=f"The catalogue {path}"):
         for stale in workspace.glob(f"{files.TEMP_PREFIX}*catalog.duckdb*"):
             stale.unlink(missing_ok=True)
-        beside = path.with_name(f"{files.TEMP_PREFIX}{os.getpid()}-duckdb-{path.name}")
+        beside = files.temporary_beside(path)
         try:
             with files.storage_errors(path):
                 summary = _build(beside, path, books)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stmae_data import files
 from stmae_data.catalog import locked_select
-from stmae_data.dedup.clips import EVALUATION_SPLITS, Pool, pool_of, sealed_sets
+from stmae_data.dedup.clips import EVALUATION_SPLITS, Pool, is_table, pool_of, sealed_sets
 from stmae_data.dedup.compare import Found, compare, count_pairs
 from stmae_data.dedup.decide import Choice, Edge, has_news, verdicts, write_books
 from stmae_data.dedup.policy import AGAINST_LEVELS, WITHIN_LEVELS, Policy, check_levels, load_policy
@@ -69,7 +69,8 @@ def dedup(
         progress: told (stage, done, total).
 
     Raises:
-        UsageError: unknown level or policy key, or `to` with several sets; SetError: a set is missing, damaged or has changed;
+        UsageError: unknown level or policy key, or `to` with several sets; SetError: a set is missing, damaged or has changed, or one
+        named in `against` has no evaluation split; SourceError: a table cannot be read or has no rows;
         Busy: somebody else writes a set; StorageError: the disk.
     """
     rules = load_policy(policy)
@@ -88,7 +89,9 @@ def dedup(
         _settle(workspace, name, is_dry_run=dry_run)
     training = [pool for name in names for pool in _training_pools(workspace, name)]
     evaluation = _others(
-        _evaluation_pools(workspace, against or sealed_sets(workspace)), training, is_named=bool(against)
+        _evaluation_pools(workspace, against or sealed_sets(workspace), is_named=bool(against)),
+        training,
+        is_named=bool(against),
     )
     filtered = _filtered(workspace, training, rules) if is_within else {}
     found = compare(training, evaluation, rules, between=between, within=within, filtered=filtered, progress=progress)
@@ -141,13 +144,18 @@ def leaks(
         progress: told (stage, done, total).
 
     Raises:
-        UsageError, SetError, SourceError: an unknown level, set or table.
+        UsageError, SetError, SourceError: an unknown level, set or table, an evaluation set without an evaluation split or without clips, a table without rows.
     """
     rules = load_policy(policy)
     wanted = check_levels(tuple(levels) if levels is not None else None, AGAINST_LEVELS)
     training = [pool_of(workspace, text) for text in train]
-    evaluation = _evaluation_pools(workspace, against)
+    evaluation = _evaluation_pools(workspace, against, is_named=True)
     counted = count_pairs(training, evaluation, rules, levels=wanted, progress=progress)
+    for pair in counted:
+        if not pair.num_evaluation:
+            raise SetError(
+                f"{pair.evaluation} holds no clip, so nothing can be compared; name another split or selection."
+            )
     if not fix or not any(count and count[0] for pair in counted for count in pair.levels.values()):
         return LeakReport(tuple(counted))
     for pool in training:
@@ -209,17 +217,23 @@ def _training_pools(workspace: Path, text: str) -> list[Pool]:
     return [pool_of(workspace, SetRef(reference.set_name, split)) for split in splits]
 
 
-def _evaluation_pools(workspace: Path, texts: Sequence[str]) -> list[Pool]:
-    """Evaluation pools, each content once: a set made with --to repeats those of its source."""
+def _evaluation_pools(workspace: Path, texts: Sequence[str], *, is_named: bool) -> list[Pool]:
+    """Evaluation pools, each content once: a set made with --to repeats those of its source.
+
+    Raises:
+        SetError: a set is named that has no evaluation split: nothing would be compared, and nothing found.
+    """
     pools: dict[str, Pool] = {}
     for text in texts:
-        if ":" in text or "/" in text or "." in text:
+        if ":" in text or "/" in text or is_table(text):
             found = [pool_of(workspace, text, default_split="val")]
         else:
-            splits = [
-                split for split in open_set(workspace, text, books_only=True).splits if split in EVALUATION_SPLITS
-            ]
-            found = [pool_of(workspace, SetRef(text, split)) for split in splits]
+            splits = open_set(workspace, text, books_only=True).splits
+            found = [pool_of(workspace, SetRef(text, split)) for split in splits if split in EVALUATION_SPLITS]
+            if not found and is_named:
+                raise SetError(
+                    f"Set {text} has no evaluation split (it has {', '.join(splits) or 'none'}); name the split to compare with as {text}:SPLIT."
+                )
         for pool in found:
             pools.setdefault(pool.digest, pool)
     return list(pools.values())

@@ -18,7 +18,16 @@ from stmae_data.records import SetRef
 from stmae_data.shards import ShardSet, fingerprint_path, open_set, set_digest
 from stmae_data.sources.tables import read_table_clips
 
-__all__ = ["EVALUATION_SPLITS", "Pool", "comparing", "fingerprint_files", "load_pool", "pool_of", "sealed_sets"]
+__all__ = [
+    "EVALUATION_SPLITS",
+    "Pool",
+    "comparing",
+    "fingerprint_files",
+    "is_table",
+    "load_pool",
+    "pool_of",
+    "sealed_sets",
+]
 
 EVALUATION_SPLITS = ("test", "val", "validate", "validation")
 
@@ -60,13 +69,18 @@ def sealed_sets(workspace: Path) -> list[str]:
     return sorted(each.parent.parent.name for each in root.glob("*/meta/set.json")) if root.is_dir() else []
 
 
+def is_table(text: str) -> bool:
+    """Whether a reference is the path of a table, by its ending, rather than a set, whose name may hold dots too."""
+    return Path(text).suffix.casefold() in _TABLE_SUFFIXES
+
+
 def pool_of(workspace: Path, text: str | SetRef, *, default_split: str = "train") -> Pool:
     """The pool a reference names: SET[:SPLIT][/SELECTION], or the path of a csv, json or parquet table.
 
     Raises:
         SetError: no such set, split or selection; SourceError: the table cannot be read; UsageError: neither.
     """
-    if isinstance(text, str) and Path(text).suffix.casefold() in _TABLE_SUFFIXES:
+    if isinstance(text, str) and is_table(text):
         path = Path(text)
         if not path.is_file():
             raise SourceError(f"There is no table {text}; name a csv, json or parquet file, or a set as SET[:SPLIT].")
@@ -114,7 +128,7 @@ def load_pool(connection: Any, pool: Pool, number: int) -> int:
     then more bytes, then by id.
 
     Raises:
-        SetError: a ledger is missing or damaged.
+        SetError: a ledger is missing or damaged; SourceError: a table cannot be read or has no rows.
     """
     start = int(connection.execute("SELECT coalesce(max(number) + 1, 0) FROM clip").fetchall()[0][0])
     if pool.table is not None:
@@ -153,6 +167,8 @@ def _insert_ledgers(connection: Any, pool: Pool, number: int, start: int) -> Non
 
 def _insert_table(connection: Any, path: Path, number: int, start: int) -> None:
     rows = read_table_clips(path)
+    if not rows:
+        raise SourceError(f"The table {path} has no rows, so nothing can be compared; restore it from its source.")
     unknown = -1
     columns = {
         "number": np.arange(start, start + len(rows), dtype=np.int64),
@@ -163,9 +179,10 @@ def _insert_table(connection: Any, path: Path, number: int, start: int) -> None:
     connection.register("table_rows", columns)
     connection.execute(
         f"""INSERT INTO clip
-            SELECT number, {number}, number::VARCHAR, platform_id, 'youtube', platform_id, nullif(start_ms, -1), nullif(end_ms, -1),
+            SELECT number, {number}, number::VARCHAR, platform_id, ?, platform_id, nullif(start_ms, -1), nullif(end_ms, -1),
                    NULL, NULL, NULL, NULL, NULL, NULL, NULL
-            FROM table_rows"""
+            FROM table_rows""",
+        [rows[0].platform],  # a table names clips of one platform
     )
     connection.unregister("table_rows")
 

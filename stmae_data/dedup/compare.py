@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from stmae_data.dedup.decide import Choice, Clip, Edge, choose_leaks, choose_wit
 from stmae_data.dedup.levels import create_pairs, find_pairs_between, find_pairs_within, is_comparable
 from stmae_data.dedup.policy import Policy
 from stmae_data.dedup.reports import FoundPair, LeakCounts
+from stmae_data.errors import Reason
 from stmae_data.records import LEVELS
 
 __all__ = ["Found", "compare", "count_pairs"]
@@ -50,7 +52,10 @@ class Found:
         """Every accepted pair at every level, evaluation first, sorted."""
         going = {choice.number for choice in self.choices}
         pairs = [self._pair(edge.a, edge.b, edge, keep=edge.b) for edge in self.between]
-        for edge in self.within:
+        # Copies come as pairs with the best of them; where that one is told apart, another is why they go.
+        chosen = (edge for choice in self.choices if choice.reason == Reason.DUPLICATE for edge in choice.edges)
+        within = {(edge.a, edge.b, edge.level): edge for edge in (*chosen, *self.within)}
+        for edge in within.values():
             better_stays = edge.a not in going or edge.b in going
             pairs.append(self._pair(edge.b, edge.a, edge, keep=edge.a if better_stays else edge.b))
         return tuple(
@@ -80,7 +85,12 @@ class Found:
                 for frame in told.get("frames", [])
             ),
             (told[f"{ours}view"], told[f"{theirs}view"]) if told else None,
+            (self._set_of(a), self._set_of(b)),
         )
+
+    def _set_of(self, clip: Clip) -> str | None:
+        pool = self.pools[clip.pool]
+        return pool.set_name if pool.has_media else None
 
 
 def compare(
@@ -173,8 +183,7 @@ def count_pairs(
     ours, theirs = range(len(training)), range(len(training), len(pools))
     steps = _Steps(progress, 2)
     with comparing() as connection:
-        for number, pool in enumerate(pools):
-            load_pool(connection, pool, number)
+        sizes = [load_pool(connection, pool, number) for number, pool in enumerate(pools)]
         create_pairs(connection)
         steps.done()
         find_pairs_between(connection, levels, left=ours, right=theirs)
@@ -200,8 +209,12 @@ def count_pairs(
         ).fetchall()
         counts = {(a, b, level): (n, m) for a, b, level, n, m in rows}
 
+        num_lost = Counter(pool_of_clip.values())
+
         def has(level: str, number: int) -> bool:
-            return pools[number].has_media if level == "content" else is_comparable(connection, level, number)
+            if level != "content":
+                return is_comparable(connection, level, number)
+            return pools[number].has_media and (not sizes[number] or num_lost[number] < sizes[number])
 
         comparable = {(level, number) for level in levels for number in range(len(pools)) if has(level, number)}
         steps.done()
@@ -214,8 +227,8 @@ def count_pairs(
                 else None
                 for level in LEVELS
             }
-            lost = sum(pool in (ours_number, number) for pool in pool_of_clip.values())
-            found.append(LeakCounts(pools[ours_number].label, pools[number].label, told, lost))
+            lost = num_lost[ours_number] + num_lost[number]
+            found.append(LeakCounts(pools[ours_number].label, pools[number].label, told, lost, sizes[number]))
     return found
 
 

@@ -24,6 +24,12 @@ _EQUAL: Final = {
     "stream": "stream_sha256",
     "id": "platform, platform_id, start_ms, end_ms",
 }
+# Where all known streams of one file are the same, a clip of it whose stream is unknown has that one too, as between two sets.
+_ROWS: Final = {
+    "bytes": """(SELECT * REPLACE (CASE WHEN min(stream_sha256) OVER source = max(stream_sha256) OVER source THEN min(stream_sha256) OVER source
+                                          ELSE stream_sha256 END AS stream_sha256)
+                 FROM clip WINDOW source AS (PARTITION BY pool, source_sha256))"""
+}
 # A YouTube id without times (a bare list of ids) names a video, not a clip of it.
 _IS_CLIP: Final = "{0}.platform_id IS NOT NULL AND ({0}.start_ms IS NOT NULL OR {0}.platform != 'youtube')"
 _NEEDED: Final = {
@@ -72,7 +78,7 @@ def find_pairs_within(connection: Any, levels: Iterable[str], *, pools: Iterable
         if level in _EQUAL:
             connection.execute(
                 f"""CREATE OR REPLACE TEMP TABLE copies AS
-                    SELECT * FROM (SELECT number, min(number) OVER (PARTITION BY pool, {_EQUAL[level]}) AS best FROM clip
+                    SELECT * FROM (SELECT number, min(number) OVER (PARTITION BY pool, {_EQUAL[level]}) AS best FROM {_ROWS.get(level, "clip")} AS clip
                                    WHERE pool IN ({_numbers(pools)}) AND {_NEEDED[level].format("clip")})
                     WHERE best < number"""
             )

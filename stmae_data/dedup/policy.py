@@ -58,7 +58,7 @@ class Policy:
     bucket_cap: int = 1000
     """Band buckets with more hashes are checked apart and logged."""
     hash_cap: int = 100
-    """Of the clips that show one and the same frame hash, so many are compared with each other, the rest with the first few."""
+    """Of the clips that show one and the same frame hash, so many, at least one, are compared with each other, the rest with the first few."""
     not_duplicates: tuple[tuple[str, str], ...] = ()
     """Pairs of clip ids that a person judged to differ; no level counts between them."""
     filters: tuple[tuple[str, str], ...] = ()
@@ -90,12 +90,20 @@ def load_policy(path: Path | None) -> Policy:
             raise UsageError(f"The policy {path} has an unknown key {key!r}; did you mean {near!r}?")
         if key not in ("not_duplicates", "filters") and not _fits(value, known[key]):
             raise UsageError(f"The policy {path} says {key} = {value!r}; wanted {_KINDS[known[key]]}.")
+        if key in _RANGES and value not in (useful := _RANGES[key]):
+            bound = f"at least {useful[0]}" if value < useful[0] else f"at most {useful[-1]}"
+            raise UsageError(
+                f"The policy {path} says {key} = {value}, so that no frames would be compared; wanted {bound}, or other levels: --level."
+            )
     if "not_duplicates" in values:
         values["not_duplicates"] = _pairs(values["not_duplicates"], path)
     if "filters" in values:
         values["filters"] = _filters(values["filters"], path)
     return Policy(**{"name": path.stem, **values})
 
+
+_RANGES: dict[str, range] = {"hash_cap": range(1, 2**31), "min_quality": range(101), "picture_quality": range(101)}
+"""Beyond these the level content would be off without a word."""
 
 _KINDS: dict[type, str] = {str: "a text", int: "a whole number from 0", float: "a share from 0 to 1"}
 

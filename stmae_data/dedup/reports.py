@@ -32,6 +32,8 @@ class FoundPair:
     """Of the content level, the nearest frames: (milliseconds in a, milliseconds in b, distance in bits)."""
     views: tuple[str, str] | None = None
     """Of the content level, the view of a and of b that agreed: full, bars_removed, mirrored."""
+    sets: tuple[str | None, str | None] = (None, None)
+    """The sets that store a and b; None for a row of a table."""
 
     def as_json(self) -> dict[str, Any]:
         """One entry of `pairs`."""
@@ -124,6 +126,8 @@ class LeakCounts:
     evaluation: str
     levels: Mapping[str, tuple[int, int] | None]
     num_not_comparable: int
+    num_evaluation: int
+    """Rows of the evaluation pool, shared or not."""
 
     def as_json(self) -> dict[str, Any]:
         """One entry of `pairs`."""
@@ -161,15 +165,24 @@ class LeakReport:
         return ["train", "eval", *LEVELS, "not comparable"], rows
 
     def closing_line(self) -> str:
-        """One sentence, as the papers state it."""
-        told = []
+        """What each pair shares, as papers state it: how many clips, with an evaluation set of what size."""
+        told, unknown = [], []
         for pair in self.pairs:
             found = {level: count for level, count in pair.levels.items() if count is not None and count[0]}
             if found:
                 level = next(each for each in ("video", *LEVELS) if each in found)
+                ours, theirs = found[level]
                 told.append(
-                    f"{pair.train} has {found[level][0]} clips of {found[level][1]} clips of {pair.evaluation} (level {level})"
+                    f"{pair.train} has {_clips(ours)} duplicated in {pair.evaluation}: {theirs} of its {_clips(pair.num_evaluation)} (level {level})"
                 )
-        if not told:
-            return "No training clip was found in an evaluation set at any level that could be compared."
-        return "; ".join(told) + "."
+            elif not any(count is not None for count in pair.levels.values()):
+                unknown.append(
+                    f"{pair.train} and {pair.evaluation} could not be compared at any level, which proves nothing"
+                )
+        if not told and len(unknown) < len(self.pairs):
+            told.append("No training clip was found in an evaluation set at any level that could be compared")
+        return "; ".join((*told, *unknown)) + "."
+
+
+def _clips(count: int) -> str:
+    return f"{count} {'clip' if count == 1 else 'clips'}"

@@ -21,6 +21,7 @@ from stmae_data import limits, signals
 from stmae_data.encode.graph import (
     HASH_SIDE_PX,
     STORED_FPS,
+    UNINDEXED,
     Encoding,
     Graph,
     arguments,
@@ -28,6 +29,7 @@ from stmae_data.encode.graph import (
     ffmpeg_executable,
     ffmpeg_version,
     graph_of,
+    seeks,
     steady_asm,
 )
 from stmae_data.errors import ClipRejected, Reason, UsageError
@@ -38,6 +40,8 @@ from stmae_data.records import ClipSpan, MediaFacts, StoredFacts
 __all__ = ["EncodedClip", "Encoding", "check_span", "encode_clip", "ffmpeg_executable", "ffmpeg_version", "steady_asm"]
 
 
+# More pictures than this no decoder holds back: what begins later begins late on purpose.
+_MOST_REORDERED = 16
 # Slower claims come from broken time scales; believing them would repeat every frame for minutes.
 _SLOWEST_FPS = 0.5
 
@@ -82,21 +86,25 @@ def encode_clip(
     took: _Pass | None = None
     flags: set[str] = set()
     claimed_fps = header.claimed_fps or float(STORED_FPS)
+    graph = graph_of(header, encoding, span, None, seek_seconds=seeks(header, span)[0])
     if claimed_fps >= _SLOWEST_FPS:
-        graph = graph_of(header, encoding, span, None)
-        took = _pass(descriptor, graph, planned_seconds=planned_seconds)
+        if span is not None:
+            graph, took = _cut(descriptor, header, encoding, span)
+        else:
+            took = _pass(descriptor, graph, planned_seconds=planned_seconds)
         if span is None and took.has_usable_times() and took.is_displaced(graph):
             # Two readers of one container may disagree on where time begins (some AVI): the pass itself knows.
             graph = replace(graph, first_frame_seconds=round(float(took.times[0]), 6))
             took = _pass(descriptor, graph, planned_seconds=planned_seconds)
     if took is None or not took.has_usable_times():
         fps = claimed_fps if 1 <= claimed_fps <= 240 else float(STORED_FPS)
-        took = _pass(descriptor, graph_of(header, encoding, span, fps), planned_seconds=planned_seconds)
+        graph = replace(graph, frame_order_fps=fps, first_frame_seconds=0.0)
+        took = _pass(descriptor, graph, planned_seconds=planned_seconds)
         is_hidden = len(took.times) < POLICY.min_frames <= took.num_packets - took.num_errors
         if is_hidden or not took.has_usable_times():
             raise ClipRejected(Reason.BAD_TIMING, "frames cannot be put in order of time")
         flags.add("frame_order_timing")
-    source, is_vfr = _source_facts(took, header, span)
+    source, is_vfr = _source_facts(took, header, graph)
     is_damaged = _judge(took, header, is_whole=span is None)
     media = read_all(descriptor) if encoding.mode == "copy" else took.media
     flags |= {"vfr"} if is_vfr and "frame_order_timing" not in flags else set()
@@ -132,7 +140,8 @@ def check_span(span: ClipSpan | None, encoding: Encoding) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
-    """What one run of ffmpeg gave: times in seconds of all decoded frames, hash frames and theirs, what went wrong."""
+    """What one run of ffmpeg gave: times in seconds of all decoded frames (of a span: since its start), hash frames and theirs, what went
+    wrong, and whether frames before the span were seen."""
 
     media: bytes
     times: NDArray[np.float64]
@@ -141,6 +150,7 @@ class _Pass:
     num_packets: int
     num_errors: int
     is_cut_short: bool
+    has_lead: bool
 
     def has_usable_times(self) -> bool:
         steps = np.diff(self.times)
@@ -148,6 +158,55 @@ class _Pass:
 
     def is_displaced(self, graph: Graph) -> bool:
         return bool(len(self.times)) and abs(float(self.times[0]) - graph.first_frame_seconds) > 0.002
+
+    def begins_late(self, header: Header, graph: Graph) -> bool:
+        """Whether the first frame of a span is not the first there may be, so that the seek may have ended behind it."""
+        if self.has_lead:
+            return False
+        if not len(self.times):  # where times may begin anew, the claim may be of the last part alone
+            return (
+                header.container in UNINDEXED
+                or header.claimed_seconds is None
+                or graph.begin_seconds < header.claimed_seconds
+            )
+        steps = np.diff(self.times)
+        step = float(np.median(steps)) if len(steps) else 1 / (header.claimed_fps or STORED_FPS)
+        pictures_begin = max(0.0, header.first_frame_seconds - graph.begin_seconds)
+        # A whole step late is one picture missing: a seek in a fragmented mp4 may end that little behind. Matroska, whose seeks do not,
+        # counts in milliseconds, so that a whole step there is often the first picture.
+        slack = 0.002 if header.container == "matroska" else -0.0001
+        return not float(self.times[0]) < pictures_begin + step + slack
+
+
+def _cut(descriptor: int, header: Header, encoding: Encoding, span: ClipSpan) -> tuple[Graph, _Pass]:
+    """Decode a span: at once where a seek ends before it, else from further and further ahead."""
+    zero = _first_picture_seconds(descriptor, header)
+    *tried, last = (
+        graph_of(header, encoding, span, None, seek_seconds=seek, zero_seconds=zero)
+        for seek in seeks(header, span, zero_seconds=zero)
+    )
+    for graph in tried:
+        took = _pass(descriptor, graph, planned_seconds=span.seconds)
+        if not took.begins_late(header, graph):
+            return graph, took
+    return last, _pass(descriptor, last, planned_seconds=span.seconds)
+
+
+def _first_picture_seconds(descriptor: int, header: Header) -> float:
+    """Where the pictures of an AVI begin on ffmpeg's clock, which is its zero; 0 for other containers, which say when to show each picture.
+
+    An AVI gives the order of decoding alone. ffmpeg puts the first picture as many frames late as it thinks the decoder holds back, and how
+    many it thinks the header read by another program does not tell.
+    """
+    latest = _MOST_REORDERED / (header.claimed_fps or STORED_FPS)
+    if header.container != "avi" or not 0 < header.first_frame_seconds <= latest:
+        return 0.0
+    graph = graph_of(header, Encoding("copy"), ClipSpan(0, max(1, round(2000 * latest))), None)
+    try:
+        took = _pass(descriptor, graph, planned_seconds=2 * latest)
+    except ClipRejected:
+        return 0.0  # the span may be whole where the beginning is not
+    return float(took.times[0]) if len(took.times) and 0 < took.times[0] <= latest else 0.0
 
 
 def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
@@ -157,7 +216,7 @@ def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
             os.lseek(descriptor, 0, os.SEEK_SET)
             finished = limits.run(
                 command,
-                limits=Limits.for_seconds(planned_seconds),
+                limits=Limits.for_seconds(planned_seconds + graph.lead_seconds),
                 pass_fds=(descriptor, media, frames, frame_times, times, report),
                 # The log goes to memory at a level of its own: its last lines count packets and decode errors.
                 environment={"FFREPORT": f"file={descriptor_path(report)}:level=40", "MALLOC_ARENA_MAX": "2"},
@@ -165,8 +224,11 @@ def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
             if finished.kind not in {"crash", "oom"} or is_last_try:
                 break
         log = read_all(report).decode(errors="replace")
-        seconds = _read_times(times)
-        if finished.kind != "ok":
+        seconds = _read_times(times) - graph.lead_seconds
+        is_before = seconds < -1e-6
+        # ffmpeg takes it for an error of its own when all it decodes lies before the span.
+        is_empty = bool(is_before.any()) and "Could not open encoder before EOF" in log
+        if finished.kind != "ok" and not is_empty:
             raise _rejection(finished, log)
         packets, errors = _count_packets(log)
         hash_seconds = _read_times(frame_times)
@@ -175,12 +237,13 @@ def _pass(descriptor: int, graph: Graph, *, planned_seconds: float) -> _Pass:
         hash_times = np.round((hash_seconds[:count] - graph.first_frame_seconds) * 1000)
         return _Pass(
             media=read_all(media),
-            times=seconds,
+            times=seconds[~is_before],
             hash_frames=pixels[: count * HASH_SIDE_PX**2].reshape(count, HASH_SIDE_PX, HASH_SIDE_PX),
             hash_times_ms=np.nan_to_num(hash_times).astype(np.int64),
             num_packets=packets,
             num_errors=errors + log.count("corrupt decoded frame"),
             is_cut_short=re.search(r"partial file|ended prematurely|[Tt]runcat|Packet corrupt", log) is not None,
+            has_lead=bool(is_before.any()),
         )
 
 
@@ -238,7 +301,7 @@ def _judge(took: _Pass, header: Header, *, is_whole: bool) -> bool:
     return is_cut or took.num_errors > 0
 
 
-def _source_facts(took: _Pass, header: Header, span: ClipSpan | None) -> tuple[MediaFacts, bool]:
+def _source_facts(took: _Pass, header: Header, graph: Graph) -> tuple[MediaFacts, bool]:
     """Facts measured on decoded frames, and whether the frame rate varies."""
     steps = np.diff(took.times)
     step, is_vfr = 1 / STORED_FPS, False
@@ -248,7 +311,7 @@ def _source_facts(took: _Pass, header: Header, span: ClipSpan | None) -> tuple[M
         step = float(steps[is_regular].mean())  # the mean undoes the rounding of millisecond time stamps
         is_vfr = bool(is_regular.mean() < 0.9)
     width, height = header.upright_size_px
-    start = (header.start_seconds or 0.0) + (span.start_ms / 1000 if span else 0.0)
+    start = (header.start_seconds or 0.0) + graph.begin_seconds
     facts = MediaFacts(
         container=header.container,
         video_codec=header.video_codec,

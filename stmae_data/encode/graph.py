@@ -18,6 +18,7 @@ __all__ = [
     "HASHES_PER_SECOND",
     "HASH_SIDE_PX",
     "STORED_FPS",
+    "UNINDEXED",
     "Encoding",
     "Graph",
     "arguments",
@@ -25,6 +26,7 @@ __all__ = [
     "ffmpeg_executable",
     "ffmpeg_version",
     "graph_of",
+    "seeks",
     "steady_asm",
 ]
 
@@ -43,6 +45,12 @@ _PICTURES = "image"
 _PROBE_LEVELS = ("full", "header")
 # In eighths of a second: a frame that rounding put up to 1 ms before its eighth still belongs to it.
 _BIN_SLACK = 0.008
+# These have no index: a seek ends at any packet, and what decodes first is the next key frame, which may lie behind the span.
+UNINDEXED = ("mpegts", "mpeg")
+# Before the span; x264 puts key frames at most 250 frames apart unless told otherwise, which is 10.4 s of a film.
+_MARGIN_SECONDS = 12.0
+# Nothing is gained by a seek to less, and one to before the first key frame of an AVI or FLV ends at wrong pictures.
+_FIRST_SEEK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,10 @@ def ffmpeg_version() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Everything ffmpeg's arguments depend on but the descriptors."""
+    """Everything ffmpeg's arguments depend on but the descriptors.
+
+    A span counts from `zero_seconds` on ffmpeg's clock; what is read begins at `seek_seconds` of that clock, None is the film's beginning.
+    """
 
     encoding: Encoding
     span: ClipSpan | None
@@ -115,9 +126,44 @@ class Graph:
     first_frame_seconds: float
     has_alpha: bool
     is_interlaced: bool
+    start_delay_seconds: float
+    seek_seconds: float | None = None
+    zero_seconds: float = 0.0
+
+    @property
+    def begin_seconds(self) -> float:
+        """Where the span begins on ffmpeg's clock."""
+        return round(self.zero_seconds + (self.span.start_ms / 1000 if self.span is not None else 0.0), 6)
+
+    @property
+    def lead_seconds(self) -> float:
+        """How much is decoded before the span."""
+        return round(self.begin_seconds - (self.seek_seconds or 0.0), 6) if self.span is not None else 0.0
+
+    @property
+    def drops_lead(self) -> bool:
+        """Whether the graph drops what lies before the span; a seek to its very start does so by itself."""
+        return self.span is not None and (self.seek_seconds is None or self.lead_seconds > 0)
 
 
-def graph_of(header: Header, encoding: Encoding, span: ClipSpan | None, frame_order_fps: float | None) -> Graph:
+def seeks(header: Header, span: ClipSpan | None, *, zero_seconds: float = 0.0) -> tuple[float | None, ...]:
+    """Where to begin reading for a span, in the order to be tried: each surer and slower than the one before; None is the beginning."""
+    if span is None:
+        return (None,)
+    begin = round(zero_seconds + span.start_ms / 1000, 6)
+    tried = (begin - _MARGIN_SECONDS,) if header.container in UNINDEXED else (begin, begin - _MARGIN_SECONDS)
+    return (*(each for each in tried if each >= _FIRST_SEEK_SECONDS), None)
+
+
+def graph_of(
+    header: Header,
+    encoding: Encoding,
+    span: ClipSpan | None,
+    frame_order_fps: float | None,
+    *,
+    seek_seconds: float | None = None,
+    zero_seconds: float = 0.0,
+) -> Graph:
     """The graph for one source; `frame_order_fps` puts frames at this rate in the order they come, whatever their time stamps."""
     return Graph(
         encoding,
@@ -128,6 +174,9 @@ def graph_of(header: Header, encoding: Encoding, span: ClipSpan | None, frame_or
         header.first_frame_seconds if span is None and frame_order_fps is None else 0.0,
         header.has_alpha,
         header.is_interlaced,
+        header.start_delay_seconds,
+        seek_seconds,
+        zero_seconds,
     )
 
 
@@ -140,20 +189,23 @@ def arguments(graph: Graph, descriptor: int, outputs: tuple[int, int, int, int])
     if graph.frame_order_fps is not None:
         picture = picture.filter("settb", "1/90000").filter("setpts", f"N/({graph.frame_order_fps:.6f}*TB)")
     if graph.span is not None:
+        if graph.drops_lead and graph.frame_order_fps is None:
+            # An AVI counts in frames, to which `trim` would round the start.
+            picture = picture.filter("settb", "1/90000")
         # ffmpeg's own -t counts from the first frame it lets pass, which may lie a little behind the start.
-        picture = picture.filter("trim", end=f"{graph.span.seconds:.3f}")
+        picture = picture.filter("trim", end=f"{graph.lead_seconds + graph.span.seconds:.6f}")
     if graph.has_alpha:  # shown over black: colours times alpha, then alpha forgotten
         picture = picture.filter("format", "gbrap").filter("premultiply", inplace=1).filter("format", "gbrp")
     targets = []
     if not graph.encoding.keeps_source:
         branches = ffmpeg.filter_multi_output(picture, "split", 3)
-        targets.append(_clip_output(branches[2], graph, target=descriptor_path(media)))
+        targets.append(_clip_output(_drop_lead(branches[2], graph), graph, target=descriptor_path(media)))
     else:
         branches = ffmpeg.filter_multi_output(picture, "split", 2)
         if graph.encoding.mode == "remux":
             whole = source[str(graph.stream_index)]
             targets.append(ffmpeg.output(whole, descriptor_path(media), **{"c": "copy", "f": "mp4", **_CLEAN}))
-    thinned = _thin(branches[0], graph.first_frame_seconds)
+    thinned = _thin(_drop_lead(branches[0], graph), graph.first_frame_seconds)
     targets.append(
         ffmpeg.output(
             thinned, descriptor_path(frames), **{"c:v": "rawvideo", "f": "rawvideo", **_times_to(frame_times)}
@@ -177,8 +229,10 @@ def _input_options(descriptor: int, graph: Graph) -> dict[str, Any]:
         "threads": 1,
         "fd": descriptor,
     }
-    if graph.span is not None:  # before -i: exact to the frame when decoding, and nothing before the key frame is read
-        options |= {"ss": f"{graph.span.start_ms / 1000:.3f}", "t": f"{graph.span.seconds + 1:.3f}"}
+    if graph.span is not None:
+        options |= {"t": f"{graph.lead_seconds + graph.span.seconds + 1:.6f}"}
+        if graph.seek_seconds is not None:  # before -i: exact when decoding, and nothing before the key frame is read
+            options |= {"ss": f"{graph.seek_seconds + graph.start_delay_seconds:.6f}"}
     elif graph.frame_order_fps is None:
         options |= {"t": POLICY.max_seconds + 1}
     return options
@@ -190,6 +244,14 @@ _CLEAN: dict[str, Any] = {
     "fflags": "+bitexact",
     "movflags": "+faststart",
 }
+
+
+def _drop_lead(picture: Any, graph: Graph) -> Any:
+    """The span alone, from zero on; the branch of all times keeps the lead, which shows that a seek went far enough."""
+    if not graph.drops_lead:
+        return picture
+    lead = f"{graph.lead_seconds:.6f}"
+    return picture.filter("trim", start=lead).filter("setpts", f"PTS-round({lead}/TB)")
 
 
 def _clip_output(picture: Any, graph: Graph, *, target: str) -> Any:

@@ -72,8 +72,8 @@ def parse_url(text: str) -> Address:
     """Take a URL apart and check its form; nothing is resolved yet.
 
     Raises:
-        ClipRejected: `refused_url` for another scheme than http(s), a user or password, more than 2,048 signs, control signs or
-            spaces, or a host that is none. The detail never holds the URL.
+        ClipRejected: `refused_url` for another scheme than http(s), a user or password, more than 2,048 signs, control signs,
+            spaces or signs that are no text, or a host that is none. The detail never holds the URL.
     """
     if len(text) > _MAX_URL:
         raise _refused(f"longer than {_MAX_URL} signs")
@@ -92,9 +92,12 @@ def parse_url(text: str) -> Address:
         _no_host()
     if not host or port == 0:
         raise _refused("no host or port")
-    target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
-    if parts.query:
-        target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+    try:
+        target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+        if parts.query:
+            target += "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
+    except UnicodeError as error:  # JSON may hold half a surrogate pair
+        raise _refused("signs that are no text") from error
     return Address(parts.scheme, _host(host), port or _PORTS[parts.scheme], target)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import io
 import random
+import re
 import socket
 import ssl
 import threading
@@ -133,13 +134,14 @@ class Answer:
         """Bytes the body is said to have.
 
         Raises:
-            ClipRejected: the header says two things, or no number.
+            ClipRejected: the header says two things, or no number of bytes.
         """
         said = {each.strip() for each in self.headers.get_all("Content-Length", [])}
         if not said or self._response.chunked:
             return None
         (text, *others) = said
-        if others or not text.isascii() or not text.isdecimal():
+        # Python refuses to read a number of thousands of digits.
+        if others or not re.fullmatch(r"\d{1,18}", text, re.ASCII):
             raise ClipRejected(Reason.NET_ERROR, "the length of the body is not one number")
         return int(text)
 

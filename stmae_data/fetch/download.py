@@ -321,7 +321,7 @@ def _retry_after(headers: HTTPMessage) -> float | None:
         return float(text)
     try:
         when = parsedate_to_datetime(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):  # the last for a time zone that no clock has
         return None
     if when.tzinfo is None:
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import io
 import os
 import re
@@ -29,6 +28,7 @@ from av.video.stream import VideoStream
 from stmae_data import limits
 from stmae_data.errors import ClipRejected, Reason
 from stmae_data.limits import Finished, Limits
+from stmae_data.media.hashing import hash_descriptor, hash_once
 from stmae_data.media.reasons import reason_of
 from stmae_data.media.sniff import sniff, walk_boxes
 
@@ -39,6 +39,7 @@ __all__ = [
     "Policy",
     "examine",
     "hash_descriptor",
+    "hash_once",
     "header_of",
     "open_source",
     "open_video",
@@ -51,7 +52,6 @@ __all__ = [
 FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 """Containers that are read. Leaving out HLS, DASH, concat, SDP, image2, SVG and GIF is what keeps inputs from pointing elsewhere."""
 
-_PIECE = 1 << 20
 _SNIFFED_BYTES = 4096
 _FIRST_FRAME_PACKETS = 200
 
@@ -82,7 +82,8 @@ class Header:
 
     `width_px`, `height_px` are coded sizes; `rotation_degrees` is the counter-clockwise turn that makes the picture upright as PyAV
     tells it; `sample_aspect` is the pixel's width over its height; `stream_index` is the picture stream chosen. `first_frame_seconds` counts
-    from `start_seconds`, where the container starts: pictures may begin later than sound.
+    from `start_seconds`, where the container starts: pictures may begin later than sound. A seek counts from `start_seconds` less
+    `start_delay_seconds`.
     """
 
     container: str
@@ -100,6 +101,7 @@ class Header:
     claimed_frames: int
     claimed_fps: float | None
     start_seconds: float | None
+    start_delay_seconds: float
     first_frame_seconds: float
     num_bytes: int
 
@@ -177,15 +179,6 @@ def source_of_bytes(data: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def hash_descriptor(descriptor: int) -> str:
-    """sha256 of the whole file behind a descriptor; its offset is left alone."""
-    digest, offset = hashlib.sha256(), 0
-    while piece := os.pread(descriptor, _PIECE, offset):
-        digest.update(piece)
-        offset += len(piece)
-    return digest.hexdigest()
 
 
 def read_all(descriptor: int) -> bytes:
@@ -335,6 +328,7 @@ def header_of(container: InputContainer, size: int, *, decodes: bool = True) -> 
     layout = frame.format if frame is not None else context.format
     rate = stream.average_rate or stream.guessed_rate
     start = _start_seconds(container, stream)
+    earliest = start if container.start_time is None else container.start_time / av.time_base
     first = start if frame is None else frame.time
     header = Header(
         container=container.format.name.split(",")[0],
@@ -352,6 +346,7 @@ def header_of(container: InputContainer, size: int, *, decodes: bool = True) -> 
         claimed_frames=stream.frames,
         claimed_fps=float(rate) if rate else None,
         start_seconds=start,
+        start_delay_seconds=max(0.0, round((start or 0.0) - (earliest or 0.0), 6)),
         first_frame_seconds=max(0.0, round((first or 0.0) - (start or 0.0), 6)),
         num_bytes=size,
     )

@@ -42,7 +42,7 @@ _PAGE = """<!DOCTYPE html>
 <header>
   <p class="kind">Review</p>
   <h1>What is the same as what</h1>
-  <p class="sub">{{ total | count }} {{ "pair" if total == 1 else "pairs" }} found, {{ going | count }} {{ "clip goes" if going == 1 else "clips go" }}; policy {{ policy }}. Frames that stand in one column lie over each other in time.</p>
+  <p class="sub">{{ total | count }} {{ "pair" if total == 1 else "pairs" }} found, {{ going | count }} {{ "clip goes" if going == 1 else "clips go" }}; policy {{ policy }}.</p>
 </header>
 <main>
 {%- for section in sections %}
@@ -51,9 +51,12 @@ _PAGE = """<!DOCTYPE html>
   <p class="lead">{{ section.lead }}{% if section.total > section.pairs | length %} The first {{ section.pairs | length }} of {{ section.total | count }} are shown.{% endif %}</p>
   {%- for pair in section.pairs %}
   <div class="pair">
-    <p><span class="level">{{ pair.level }}</span> {{ pair.why }}</p>
+    <p><span class="level">{{ pair.level }}</span> {{ pair.why }}. {{ pair.columns }}</p>
     {%- for side in pair.sides %}
     <div class="side {{ side.fate }}"><h4><code>{{ side.clip_id }}</code></h4><small><bdi>{{ side.label }}</bdi> · {{ side.fate }}</small>
+      {%- if side.is_row %}
+      <p class="lead">A row of a table: it has no pictures.</p>
+      {%- endif %}
       <div class="strip">{% for picture in side.pictures %}<figure>{{ still(picture.jpeg_base64, side.clip_id ~ " at " ~ picture.at) }}<figcaption>{{ picture.at }}</figcaption></figure>{% endfor %}</div>
     </div>
     {%- endfor %}
@@ -114,9 +117,9 @@ def render_review(workspace: Path, report: DedupReport, path: Path, *, most: int
 
 
 def _named(pairs: Sequence[FoundPair]) -> set[tuple[str, str]]:
-    """(set, clip id) of both sides."""
-    sides = itertools.chain(*(((pair.a_label, pair.a), (pair.b_label, pair.b)) for pair in pairs))
-    return {(label.partition(":")[0], clip_id) for label, clip_id in sides}
+    """(set, clip id) of both sides; rows of tables are stored nowhere."""
+    sides = itertools.chain(*(zip(pair.sets, (pair.a, pair.b), strict=True) for pair in pairs))
+    return {(set_name, clip_id) for set_name, clip_id in sides if set_name is not None}
 
 
 def _doubtful(pairs: Any) -> list[FoundPair]:
@@ -129,24 +132,54 @@ def _paste(pairs: Sequence[FoundPair]) -> list[str]:
 
 
 def _pair(pair: FoundPair, books: Mapping[tuple[str, str], StoredClip], *, is_miss: bool = False) -> dict[str, Any]:
-    times = [frame[:2] for frame in sorted(pair.frames)[:_NUM_FRAMES]]
     kept = 1 if pair.keep == pair.b else 0  # of two clips with one id, a is the training clip
+    stored = [
+        None if set_name is None else books.get((set_name, clip_id))
+        for set_name, clip_id in zip(pair.sets, (pair.a, pair.b), strict=True)
+    ]
+    times = _common_times(pair, stored)
     sides = []
     for number, (clip_id, label) in enumerate(((pair.a, pair.a_label), (pair.b, pair.b_label))):
-        stored = books.get((label.partition(":")[0], clip_id))
-        # A pair known by its id alone has no frames in common: a few from all over each clip.
-        own = [time[number] / 1000 for time in times] or [
-            (stored.seconds if stored else 0.0) * (place + 0.5) / _NUM_FRAMES for place in range(_NUM_FRAMES)
-        ]
+        own = [time[number] for time in times] if times else _spread(0.0, _seconds(stored[number]))
         sides.append(
             {
                 "clip_id": cut(clip_id, 80),
                 "label": label,
                 "fate": "stays" if is_miss or number == kept else "goes",
-                "pictures": [{"at": f"{at:.2f} s", "jpeg_base64": picture_at(stored, at)} for at in own],
+                "is_row": pair.sets[number] is None,
+                "pictures": [
+                    {"at": f"{at:.2f} s", "jpeg_base64": picture_at(stored[number], at)}
+                    for at in ([] if pair.sets[number] is None else own)
+                ],
             }
         )
-    return {"level": pair.level, "why": _why(pair), "sides": sides}
+    columns = "Frames in one column lie over each other in time." if times else "Frames are from all over each clip."
+    if None in pair.sets:
+        columns = ""
+    return {"level": pair.level, "why": _why(pair), "columns": columns, "sides": sides}
+
+
+def _common_times(pair: FoundPair, stored: Sequence[StoredClip | None]) -> list[tuple[float, float]]:
+    """Seconds in a and in b at which both show the same moment; empty where the pair does not say which these are."""
+    if pair.frames:
+        return [(a / 1000, b / 1000) for a, b, _ in sorted(pair.frames)[:_NUM_FRAMES]]
+    if pair.level == "video" or None in stored:
+        return []
+    if not any(map(_seconds, stored)):
+        return [(0.0, 0.0)]  # pictures
+    # The same bytes and the same decoded video begin together, wherever their rows say that they were cut from.
+    offset = 0.0 if pair.level in ("bytes", "stream") else pair.offset_seconds or 0.0
+    first, last = max(0.0, offset), min(_seconds(stored[0]), offset + _seconds(stored[1]))
+    return [(at, at - offset) for at in _spread(first, last)] if first < last else []
+
+
+def _seconds(stored: StoredClip | None) -> float:
+    return stored.seconds if stored is not None else 0.0
+
+
+def _spread(first: float, last: float) -> list[float]:
+    """Moments from all over a stretch of seconds."""
+    return [first + (last - first) * (place + 0.5) / _NUM_FRAMES for place in range(_NUM_FRAMES)]
 
 
 def _why(pair: FoundPair) -> str:

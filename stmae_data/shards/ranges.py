@@ -230,7 +230,7 @@ def _locked(descriptor: int) -> bool:
 def _removed(path: Path) -> bool:
     """Remove a file unless somebody holds it; whether that was done."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)  # NFS wants it writable to lock it alone
     except FileNotFoundError:
         return False
     try:

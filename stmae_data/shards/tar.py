@@ -78,7 +78,7 @@ def commit_shard(path: Path, samples: Iterable[Sample], *, point: str = "shard")
         for ordinal, sample in enumerate(samples):
             if not is_valid_key(sample.key) or sample.key in seen:
                 raise SetError(
-                    f"{path.name}: {sample.key!r} cannot be a key here; wanted [A-Za-z0-9_-], at most 100, once."
+                    f"{path.name}: {sample.key!r} cannot be a key here; wanted [A-Za-z0-9_-], at most 95, once."
                 )
             seen.add(sample.key)
             json_offset = _add_member(stream, f"{sample.key}.json", sample.description)

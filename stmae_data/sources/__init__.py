@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -51,7 +52,7 @@ def rows_for(
         SourceError: a folder or table is missing or unreadable, or something asked for does not exist.
         ManifestError: a split the release does not have.
     """
-    places = [Path(each) for each in roots] or list(manifest.roots)
+    places = _distinct([Path(each) for each in roots] or manifest.roots)
     if not places and manifest.kind != "table":
         raise SourceError(f"Where are the files of {manifest.name}? Give their folder with --from.")
     splits, classes = splits or None, classes or None
@@ -62,18 +63,38 @@ def rows_for(
         listing = reader(manifest, roots=places, annotations=annotations, splits=splits, classes=classes)
     else:
         _refuse(manifest, "--annotations", annotations)
-        fetched = [root for root in places if listed.fetched_books(root)]
+        fetched = [root for root in places if listed.is_fetched(root)]
         if len(fetched) < len(places):
             _refuse(manifest, "--classes", classes)
         plain = [root for root in places if root not in fetched]
-        listing = web.rows(manifest, roots=plain, splits=splits) if plain else SourceListing()
+        listing = SourceListing()
         for root in fetched:
             listing.add(listed.fetched_rows(manifest, root, splits=splits, classes=classes))
+        if plain:
+            _add_others(listing, web.rows(manifest, roots=plain, splits=splits))
     if limit is not None and len(listing.rows) > limit:
         listing.rows.sort(key=lambda row: (plan_key(manifest.seed, row.clip_id or "\0".join(_file(row))), *_place(row)))
         del listing.rows[limit:]
     listing.rows.sort(key=_place)
     return listing
+
+
+def _distinct(places: Sequence[Path]) -> list[Path]:
+    """Every place once, whatever names it was given under."""
+    first: dict[str, Path] = {}
+    for place in places:
+        first.setdefault(os.path.realpath(place), place)
+    return list(first.values())
+
+
+def _add_others(listing: SourceListing, plain: SourceListing) -> None:
+    """Add the files of plain folders, which may lie inside a fetched one or around it: of a fetched file its table knows more."""
+    known = {_file(row) for row in listing.rows}
+    others = [row for row in plain.rows if _file(row) not in known]
+    if len(others) < len(plain.rows):
+        listing.skipped["repeated"] += len(plain.rows) - len(others)
+    plain.rows = others
+    listing.add(plain)
 
 
 def _file(row: SourceRow) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Clips inside tars, read where they lie: listed once, then any member by its offset; nothing is ever extracted to a path.
 
 Whether a tar is compressed, its first bytes decide: one official part was a plain tar under a `.gz` name. A gzip stream is entered at
-states of the decompressor kept every 64 MiB, so that clips may be read in the order of the plan. Pieces of a split archive
+states of the decompressor kept every 64 MiB, so that clips may be read in the order of the plan; states and lists of members outlive
+open files, because a plan goes through all archives of a release by turns. Pieces of a split archive
 (`…-00`, `…-01`, …) count as one. A tar inside a tar is read through, as ImageNet's train archive asks.
 """
 
@@ -17,7 +18,7 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -35,6 +36,12 @@ _BLOCK = 1 << 20
 _MAX_HEADER = 1 << 20
 _MAX_RATIO = 200
 _MAX_OPEN = 32
+_STATE_WEIGHT = 40 << 10
+"""Bytes a state of the decompressor takes, its window of 32 KiB included."""
+_MAX_STATES = 160 << 20
+"""Bytes that states may take in a process; they stand further apart when there would be more."""
+_MAX_MEMBERS = 1_000_000
+"""Members listed in a process, about 300 bytes each; beyond, the archives used longest ago are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,8 @@ class _Joined:
     def __init__(self, paths: Iterable[bytes]) -> None:
         self.parts: list[tuple[int, int, int]] = []
         self.size = 0
+        self.stamp: list[tuple[int, ...]] = []
+        """What tells these files from others that come to stand in their place."""
         for path in paths:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
             status = os.fstat(descriptor)
@@ -65,6 +74,7 @@ class _Joined:
                 raise OSError(errno.EINVAL, "not a regular file")
             self.parts.append((self.size, status.st_size, descriptor))
             self.size += status.st_size
+            self.stamp.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns))
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`, fewer only at the end."""
@@ -82,24 +92,40 @@ class _Joined:
             os.close(descriptor)
 
 
+@dataclass(slots=True)
+class _Known:
+    """What was learned of an archive; it outlives the open files."""
+
+    stamp: list[tuple[int, ...]]
+    index: dict[bytes, Member] | None = None
+    states: list[tuple[int, int, Any]] = field(default_factory=lambda: [(0, 0, None)])
+    """Places in the gzip stream to go on from: decompressed offset, compressed offset, decompressor there."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def weight(self) -> int:
+        """Bytes the states take."""
+        return sum(_STATE_WEIGHT + len(state.unconsumed_tail) for _, _, state in self.states[1:])
+
+
 class _Gunzipped:
     """The bytes inside a gzip stream, at any offset."""
 
-    def __init__(self, raw: _Joined) -> None:
-        self.raw = raw
-        self.states: list[tuple[int, int, Any]] = [(0, 0, None)]
-        self._enter(0)
+    def __init__(self, raw: _Joined, known: _Known) -> None:
+        self.raw, self.known = raw, known
+        self._enter(known.states[0])
 
-    def _enter(self, number: int) -> None:
-        self.out_at, self.in_at, state = self.states[number]
+    def _enter(self, place: tuple[int, int, Any]) -> None:
+        self.out_at, self.in_at, state = place
         self.decompressor = state.copy() if state is not None else zlib.decompressobj(wbits=31)
         self.block_at, self.block = self.out_at, b""
 
     def read_at(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes from `offset`, fewer only at the end."""
-        number = bisect_right(self.states, offset, key=lambda state: state[0]) - 1
-        if offset < self.block_at or self.states[number][0] > self.out_at:
-            self._enter(number)
+        states = self.known.states  # another thread may put a thinner list in its place
+        place = states[bisect_right(states, offset, key=lambda state: state[0]) - 1]
+        if offset < self.block_at or place[0] > self.out_at:
+            self._enter(place)
         pieces = []
         while size:
             at = offset - self.block_at
@@ -128,8 +154,10 @@ class _Gunzipped:
         self.out_at += len(block)
         if self.out_at > _MAX_RATIO * self.in_at + _STATE_BYTES:
             raise ValueError(f"more than {_MAX_RATIO} times its size comes out of the gzip stream")
-        if self.out_at - self.states[-1][0] >= _STATE_BYTES and not self.decompressor.eof:
-            self.states.append((self.out_at, self.in_at, self.decompressor.copy()))
+        states = self.known.states
+        if self.out_at - states[-1][0] >= _kept.state_bytes() and not self.decompressor.eof:
+            states.append((self.out_at, self.in_at, self.decompressor.copy()))
+            _kept.bound_states()
         return True
 
 
@@ -158,13 +186,14 @@ class _Window:
 
 
 class _Archive:
-    """One open archive; its index is made when first needed."""
+    """One open archive; its index is made when first needed, unless the same files were known before."""
 
-    def __init__(self, path: bytes) -> None:
+    def __init__(self, path: bytes, known: _Known | None = None) -> None:
         self.raw = _Joined(_pieces(path))
-        self.source: _Readable = _Gunzipped(self.raw) if self.raw.read_at(0, 2) == b"\x1f\x8b" else self.raw
-        self.lock = threading.Lock()
-        self._index: dict[bytes, Member] | None = None
+        self.known = known if known is not None and known.stamp == self.raw.stamp else _Known(self.raw.stamp)
+        is_gzip = self.raw.read_at(0, 2) == b"\x1f\x8b"
+        self.source: _Readable = _Gunzipped(self.raw, self.known) if is_gzip else self.raw
+        self.lock = self.known.lock
 
     def members(self) -> Iterator[Member]:
         """Members in order, then one of kind `end` where the tar has no end; one it breaks off in is of kind `truncated`."""
@@ -172,9 +201,11 @@ class _Archive:
 
     def find(self, name: bytes) -> Member | None:
         """The last member of that name, as extracting would leave it."""
-        if self._index is None:
-            self._index = {each.name: each for each in self.members()}
-        return self._index.get(name)
+        index = self.known.index
+        if index is None:
+            index = self.known.index = {each.name: each for each in self.members()}
+            _kept.bound_members()
+        return index.get(name)
 
 
 _Truncation = (tarfile.TarError, zlib.error, EOFError)
@@ -299,18 +330,46 @@ def expand(entries: Iterable[Entry], listing: SourceListing) -> Iterator[Entry]:
             )
 
 
-_open: OrderedDict[bytes, _Archive] = OrderedDict()
-_open_lock = threading.Lock()
+class _Kept:
+    """The archives of this process: a few stay open, and what was learned of many is kept."""
+
+    def __init__(self) -> None:
+        self.open: OrderedDict[bytes, _Archive] = OrderedDict()
+        self.known: OrderedDict[bytes, _Known] = OrderedDict()
+        self.lock = threading.Lock()
+        self.spacing = 1
+
+    def archive(self, path: bytes) -> _Archive:
+        """The archive, open."""
+        with self.lock:
+            found = self.open.pop(path, None) or _Archive(path, self.known.get(path))
+            self.open[path], self.known[path] = found, found.known
+            self.known.move_to_end(path)
+            while len(self.open) > _MAX_OPEN:
+                self.open.popitem(last=False)
+            return found
+
+    def state_bytes(self) -> int:
+        """Decompressed bytes from one state to the next."""
+        return _STATE_BYTES * self.spacing
+
+    def bound_states(self) -> None:
+        """Where states take too much, drop every second one of all archives: reading gets slower by degrees, never all at once."""
+        with self.lock:
+            while sum(each.weight for each in self.known.values()) > _MAX_STATES:
+                self.spacing *= 2
+                for each in self.known.values():
+                    each.states = each.states[::2]
+
+    def bound_members(self) -> None:
+        """Forget archives used longest ago, the last one never."""
+        with self.lock:
+            while len(self.known) > 1 and sum(len(each.index or ()) for each in self.known.values()) > _MAX_MEMBERS:
+                path, _ = self.known.popitem(last=False)
+                self.open.pop(path, None)
 
 
-def _archive(path: bytes) -> _Archive:
-    """The archive, kept open in this process with its index and states."""
-    with _open_lock:
-        found = _open.pop(path, None) or _Archive(path)
-        _open[path] = found
-        while len(_open) > _MAX_OPEN:
-            _open.popitem(last=False)
-        return found
+_kept = _Kept()
 
 
 def open_member(source_uri: str, source_member: str, *, max_bytes: int = 1 << 30) -> Iterator[bytes]:
@@ -325,7 +384,7 @@ def open_member(source_uri: str, source_member: str, *, max_bytes: int = 1 << 30
         ClipRejected: the archive or member is gone, too large, truncated or not a regular file.
     """
     try:
-        archive = _archive(os.fsencode(source_path(source_uri)))
+        archive = _kept.archive(os.fsencode(source_path(source_uri)))
         with archive.lock:
             member = archive.find(unquote_to_bytes(source_member))
         if member is None:

@@ -3,12 +3,13 @@
 A clip is an annotated second with two seconds on either side, cut from the whole film, so that 64 frames at 30 fps around the middle are
 in it. Tables are known by their official names, whatever the version in them. Those of AVA-Kinetics (seven columns, no person, fractions
 of seconds) are read beside them: their times count in the original video, so a Kinetics clip with its interval in its name is taken as it
-is, under its Kinetics id, with the boxes of the moments in it.
+is, under its Kinetics id, with the boxes of the moments in it. Seconds the release excludes from its evaluation are planned and dropped.
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stmae_data.errors import SourceError
+from stmae_data.errors import Reason, SourceError
 from stmae_data.files import sha256_file
 from stmae_data.manifest import Manifest, is_remote
 from stmae_data.records import Annotation, SourceRow, kinetics_clip_id
@@ -31,12 +32,9 @@ from stmae_data.sources.listing import (
     walk,
     wanted_splits,
 )
-from stmae_data.sources.tables import read_text
+from stmae_data.sources.tables import SECONDS_AROUND, read_text
 
-__all__ = ["SECONDS_AROUND", "read_action_list", "rows"]
-
-SECONDS_AROUND = 2
-"""Seconds of film kept on either side of an annotated second."""
+__all__ = ["read_action_list", "rows"]
 
 _TABLE = re.compile(
     r"(ava_kinetics|ava|kinetics)_(?P<split>train|val|test)_(?P<what>excluded_timestamps|predicted_boxes|v\d+[\d.]*).*\.(csv|txt)"
@@ -44,6 +42,7 @@ _TABLE = re.compile(
 _INCLUDED = re.compile(r"ava_included_timestamps.*\.txt")
 _ACTIONS = re.compile(r"ava_action_list.*\.pbtxt")
 _EVERY_SECOND = range(902, 1799)
+_EXCLUDED = (Reason.FILTERED, "the release excludes this second")
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
 _PIECE = re.compile(r"(?P<id>[A-Za-z0-9_-]{11})_(?P<start>\d{6})_(?P<end>\d{6})")
 
@@ -54,7 +53,8 @@ class _Tables:
 
     boxes: dict[str, dict[tuple[str, int], list[dict[str, Any]]]] = field(default_factory=lambda: defaultdict(dict))
     digests: dict[str, str] = field(default_factory=dict)
-    excluded: set[tuple[str, int]] = field(default_factory=set)
+    excluded: dict[tuple[str, int], str] = field(default_factory=dict)
+    """Moments the release takes out of its evaluation, and the split of the list that says so."""
     videos: dict[str, list[str]] = field(default_factory=dict)
     seconds: Sequence[int] = _EVERY_SECOND
     actions: dict[int, str] = field(default_factory=dict)
@@ -90,6 +90,9 @@ def rows(
             moments[video].append((split, moment_ms))
             if split in wanted:
                 tally.annotated[(split, None)] += 1
+    left_out: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for (video, moment_ms), split in sorted(tables.excluded.items()):
+        left_out[video].append((split, moment_ms))
     seen: set[tuple[str, str, int]] = set()
     for entry in entries:
         stem = entry.name.partition(".")[0]
@@ -103,6 +106,12 @@ def rows(
         if piece is not None:
             clips = [_piece(video, int(piece["start"]) * 1000, int(piece["end"]) * 1000, told)]
         rows = [_row(manifest, entry, tables, clip) for clip in clips if clip.moments]
+        if piece is None:
+            rows += [
+                dataclasses.replace(_row(manifest, entry, tables, _film(video, *each)), problem=_EXCLUDED)
+                for each in left_out.get(video, ())
+                if each[0] in wanted
+            ]
         if not rows and video not in moments:
             listing.skipped["not_annotated"] += 1
         elif not rows:
@@ -142,7 +151,7 @@ def _piece(video: str, start_ms: int, end_ms: int, moments: Sequence[tuple[str, 
 def _row(manifest: Manifest, entry: Entry, tables: _Tables, clip: _Clip) -> SourceRow:
     by_split: dict[str, list[dict[str, Any]]] = {}
     for split, moment_ms in clip.moments:
-        by_split.setdefault(split, []).extend(tables.boxes[split][(clip.video, moment_ms)])
+        by_split.setdefault(split, []).extend(tables.boxes[split].get((clip.video, moment_ms), ()))
     actions = {box["action_id"] for boxes in by_split.values() for box in boxes}
     names = sorted({tables.actions[action] for action in actions if action in tables.actions})
     return SourceRow(
@@ -214,7 +223,7 @@ def _read_tables(manifest: Manifest, entries: Iterable[Entry], given: Sequence[P
             for second in tables.seconds:
                 tables.boxes[split].setdefault((video, 1000 * second), [])
     for found in tables.boxes.values():
-        for key in tables.excluded & found.keys():
+        for key in tables.excluded.keys() & found.keys():
             del found[key]
     if not any(tables.boxes.values()):
         raise SourceError(
@@ -237,7 +246,7 @@ def _read_one(tables: _Tables, path: Path, split: str, what: str) -> None:
     for video, moment_ms, values in _lines(path):
         key = (video, moment_ms)
         if what == "excluded_timestamps":
-            tables.excluded.add(key)
+            tables.excluded.setdefault(key, split)
         elif not is_prediction:
             found = tables.boxes[split].setdefault(key, [])
             if values:

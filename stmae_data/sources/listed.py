@@ -7,6 +7,7 @@ not be fetched stands in them with its reason, and becomes a row that says so.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -36,7 +37,16 @@ from stmae_data.sources.listing import (
 from stmae_data.sources.sidecar import safe_url, sidecar_of
 from stmae_data.sources.tables import TABLE_SUFFIXES, load_json, read_text
 
-__all__ = ["PATH_COLUMNS", "URL_COLUMNS", "fetched_books", "fetched_name", "fetched_rows", "read_records", "rows"]
+__all__ = [
+    "PATH_COLUMNS",
+    "URL_COLUMNS",
+    "fetched_books",
+    "fetched_name",
+    "fetched_rows",
+    "is_fetched",
+    "read_records",
+    "rows",
+]
 
 PATH_COLUMNS = ("path", "file", "filepath", "file_path", "filename", "file_name", "video_path", "video")
 URL_COLUMNS = ("url", "uri", "link", "webpage_url", "video_url")
@@ -45,7 +55,7 @@ _ENDS = ("end", "time_end", "end_time", "end_seconds")
 _LABELS = ("label", "class", "label_name")
 _NUMBERS = frozenset({"age_limit", "duration", "like_count", "view_count"})
 _HASH = re.compile(r"[0-9a-f]{64}")
-_BOOK = re.compile(r"fetched(-\d+-of-\d+)?\.parquet")
+_BOOK = re.compile(r"fetched(-\d+-of-\d+)?\.(parquet|jsonl)")
 
 
 def fetched_name(url: str) -> str:
@@ -63,6 +73,26 @@ def fetched_books(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("fetched*.parquet") if _BOOK.fullmatch(path.name))
 
 
+def is_fetched(folder: Path) -> bool:
+    """Whether `fetch` filled a folder, or was stopped while it did."""
+    return bool(fetched_books(folder) or _logs(folder)) or _note(folder) is not None
+
+
+def _logs(folder: Path) -> list[Path]:
+    """What `fetch` decided since it wrote its tables, a file for each job."""
+    return sorted(path for path in folder.glob("fetched*.jsonl") if _BOOK.fullmatch(path.name))
+
+
+def _note(folder: Path) -> dict[str, Any] | None:
+    """What `fetch` noted of how it filled a folder, None where it left no note that can be read."""
+    path = folder / "fetch.json"
+    try:
+        note = load_json(path) if path.is_file() else None
+    except SourceError:
+        return None
+    return note if isinstance(note, dict) and "allow_private" in note else None
+
+
 def fetched_rows(
     manifest: Manifest,
     root: Path,
@@ -73,17 +103,43 @@ def fetched_rows(
     """List what `fetch` brought into a folder, and what it could not bring, with the reason.
 
     Raises:
-        SourceError: as `rows`.
+        SourceError: as `rows`, and where a fetch was stopped before it wrote its table: what a row of the list says stands there alone.
     """
-    listing = rows(manifest, roots=[root], annotations=fetched_books(root), splits=splits, classes=classes)
-    try:
-        if load_json(root / "fetch.json")["allow_private"]:
-            listing.notes.append(
-                f"{root.name} was fetched with --allow-private: addresses were not kept to the open internet."
-            )
-    except (SourceError, KeyError, TypeError):
+    books, logs = fetched_books(root), _logs(root)
+    tables = {log.with_suffix(".parquet") for log in logs} or ({root / "fetched.parquet"} if not books else set())
+    missing = min(tables.difference(books), default=None)
+    if missing is not None:
+        raise SourceError(
+            f"The fetch into {root} has not ended: {missing.name} is not written yet. Run the same stmae-data fetch command again, then build."
+        )
+    listing = rows(manifest, roots=[root], annotations=books, splits=splits, classes=classes)
+    if num_unlisted := len(_unlisted(books, logs)):
+        listing.notes.append(
+            f"{num_unlisted} files fetched into {root.name} stand in no table there and are left out; if its fetch was stopped, run it again."
+        )
+    note = _note(root)
+    if note is None:
         listing.notes.append(f"{root.name} has no readable fetch.json, so how it was fetched is not known.")
+    elif note["allow_private"]:
+        listing.notes.append(
+            f"{root.name} was fetched with --allow-private: addresses were not kept to the open internet."
+        )
     return listing
+
+
+def _unlisted(books: Sequence[Path], logs: Sequence[Path]) -> set[str]:
+    """Addresses whose files came after the tables were written, or for a longer list than theirs."""
+    late: set[str] = set()
+    for log in logs:
+        for line in log.read_text(errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # a kill may leave half a line
+                end = json.loads(line)
+                late |= {str(end["url_key"])} if end["status"] == "fetched" else set()
+    if not late:
+        return late
+    return late - {
+        str(row.get("url_key")) for book in books for row in read_records(book) if row.get("status") == "fetched"
+    }
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

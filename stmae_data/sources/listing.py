@@ -44,6 +44,8 @@ _ALIASES = (
     frozenset({"test", "testing"}),
 )
 _CLUTTER = frozenset({b".DS_Store", b"Thumbs.db", b"desktop.ini", b"__MACOSX"})
+_PARTIAL = ".partial"
+"""Where `fetch` keeps what has not come whole."""
 
 
 @dataclass(slots=True)
@@ -54,7 +56,7 @@ class SourceListing:
     reconciliation: list[dict[str, Any]] = field(default_factory=list)
     """Per split and label: `split label annotated present missing unannotated`, counts of distinct clips."""
     skipped: Counter[str] = field(default_factory=Counter)
-    """Files that are no rows, by kind: hidden, sidecar, table, other_file, unfinished, replaced, no_split, other_split."""
+    """Files that are no rows, by kind: hidden, sidecar, table, other_file, unfinished, replaced, repeated, no_split, other_split."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the report."""
 
@@ -125,15 +127,17 @@ def source_path(uri: str) -> Path:
     return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
 
 
-def walk(roots: Iterable[Path], *, skipped: Counter[str]) -> Iterator[Entry]:
+def walk(roots: Iterable[Path], *, skipped: Counter[str], seen: set[bytes] | None = None) -> Iterator[Entry]:
     """Everything below the roots that is not a folder, in the byte order of names, each once, nothing followed or opened.
 
-    Clutter of other systems (`._*`, `.DS_Store`, …) is counted as hidden and not returned.
+    Clutter of other systems (`._*`, `.DS_Store`, …) is counted as hidden and not returned; files below a folder `.partial`, where
+    `fetch` keeps what has not come whole, are counted as unfinished and not returned either. `seen` are paths not to return again, for walks
+    that together read each file once.
 
     Raises:
         SourceError: a root is missing or a folder cannot be listed.
     """
-    seen: set[bytes] = set()
+    seen = set() if seen is None else seen
     for root in roots:
         if not root.exists():
             raise SourceError(f"There is no {root}; give the folder that holds the files with --from.")
@@ -167,6 +171,8 @@ def _below(base: bytes, folders: tuple[str, ...], skipped: Counter[str]) -> Iter
                 f"The folder {_shown(folder)} cannot be listed ({error.strerror}); make it readable or leave it out of --from."
             ) from error
         inner = []
+        # A film that broke off may still decode, so its beginning would pass for a clip.
+        is_partial = _PARTIAL in names[1:]
         for each in found:
             if is_clutter(each.name):
                 skipped["hidden"] += 1
@@ -177,6 +183,8 @@ def _below(base: bytes, folders: tuple[str, ...], skipped: Counter[str]) -> Iter
                 status = None
             if status is not None and stat.S_ISDIR(status.st_mode):
                 inner.append((each.path, (*names, os.fsdecode(each.name))))
+            elif is_partial:
+                skipped["unfinished"] += 1
             else:
                 yield _entry(each.path, status, names)
         stack.extend(reversed(inner))

@@ -1,6 +1,7 @@
-"""Annotation tables of timed YouTube clips, in every layout they come in: csv, json, parquet, and lists without a header.
+"""Annotation tables of clips, in every layout they come in: csv, json, parquet, and lists without a header.
 
-Columns are found by name, or by what stands in them; never by position: the releases order and number them differently.
+Columns are found by name, or by what stands in them; never by position: the releases order and number them differently. Most name timed
+YouTube clips; those of Something-Something number theirs, and those of AVA hold boxes at a second of a film.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from typing import Any
 from stmae_data.errors import SetError, SourceError
 from stmae_data.files import read_table
 
-__all__ = ["TABLE_SUFFIXES", "TableClip", "load_json", "read_table_clips", "read_text"]
+__all__ = ["SECONDS_AROUND", "TABLE_SUFFIXES", "TableClip", "load_json", "read_table_clips", "read_text"]
+
+SECONDS_AROUND = 2
+"""Seconds of film that a clip of AVA keeps on either side of an annotated second."""
 
 TABLE_SUFFIXES = frozenset({"csv", "tsv", "txt", "json", "jsonl", "parquet"})
 
@@ -43,6 +47,10 @@ _SPLIT_WORDS = {
     "holdout_test": "test",
 }
 _ID = re.compile(r"[A-Za-z0-9_-]{11}")
+_DECIMAL = re.compile(r"\d{1,10}")
+"""An id of Something-Something: shorter than those of YouTube."""
+_ANY_ID = frozenset({"id", "video", "video_id", "videoid"})
+"""Names of id columns that do not say whose ids they are."""
 _KEY_SAFE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _FILE = re.compile(
@@ -71,10 +79,12 @@ class TableClip:
     is_cc: bool | None = None
     row_number: int | None = None
     """Position in the table, first row 1."""
+    platform: str = "youtube"
+    """Whose id it is: `youtube`, or `ssv2` for the numbers of Something-Something; the same in all rows of a table."""
 
 
 def read_table_clips(path: Path, *, needs_times: bool = False) -> list[TableClip]:
-    """All rows of one annotation table.
+    """All rows of one annotation table; of a table of boxes, each annotated moment once, with the stretch around it that AVA's clips have.
 
     Args:
         path: a csv, tsv, txt, json, jsonl or parquet file.
@@ -86,12 +96,10 @@ def read_table_clips(path: Path, *, needs_times: bool = False) -> list[TableClip
     suffix = path.suffix.casefold().removeprefix(".")
     try:
         if suffix == "parquet":
+            # Names are asked for apart: a table without rows has them too.
+            names = [each["column_name"] for each in read_table(path, "SELECT column_name FROM (DESCRIBE book)")]
             records = read_table(path)
-            if not records:
-                return []
-            return _by_name(
-                list(records[0]), (list(each.values()) for each in records), path=path, needs_times=needs_times
-            )
+            return _by_name(names, (list(each.values()) for each in records), path=path, needs_times=needs_times)
         text = read_text(path)
         if suffix in ("json", "jsonl"):
             return _from_json(text, path=path, needs_times=needs_times, by_line=suffix == "jsonl")
@@ -153,9 +161,19 @@ def _from_text(text: str, *, path: Path, needs_times: bool) -> list[TableClip]:
         return [_from_file_name(line, path=path, number=number) for number, line in enumerate(lines, start=1)]
     if delimiter:
         cells = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True) if any(row)]
+        if _are_boxes(cells[:1000]):
+            return _moments(cells, path=path)
         names = _names_by_content(cells[:1000])
+        if (
+            names is None
+            and delimiter == ";"
+            and all(len(row) > 1 and _DECIMAL.fullmatch(row[0].strip()) for row in cells)
+        ):
+            names = ["id", "label"]  # the answers of Something-Something
         if names is not None:
             return _by_name(names, cells, path=path, needs_times=needs_times)
+    elif all(_ID.fullmatch(line) for line in sample):
+        return _by_name(["id"], ([line] for line in lines), path=path, needs_times=needs_times)
     elif all(_SPACED.fullmatch(line) for line in sample):
         names = ["label", "id", "start", "end", "split"]
         spaced = (match.group(*names) if (match := _SPACED.fullmatch(line)) else (line,) * 5 for line in lines)
@@ -192,6 +210,8 @@ def _names_by_content(rows: Sequence[Sequence[str]]) -> list[str] | None:
     rest = [at for at in range(width) if at != id_at]
     numbers = [at for at in rest if all(_NUMBER.fullmatch(value) for value in columns[at])]
     for left, right in pairwise(numbers):
+        if _are_shares(columns[left]) or _are_shares(columns[right]):
+            continue
         if all(float(a) < float(b) for a, b in zip(columns[left], columns[right], strict=True)):
             names[left], names[right] = "start", "end"
             break
@@ -206,6 +226,49 @@ def _names_by_content(rows: Sequence[Sequence[str]]) -> list[str] | None:
         elif at not in numbers and "label" not in names:
             names[at] = "label"
     return names
+
+
+def _are_shares(values: Iterable[str]) -> bool:
+    """Whether numbers are places in a frame, in shares of its sides, rather than seconds."""
+    numbers = [float(value) for value in values]
+    return max(numbers) <= 1 and any(number % 1 for number in numbers)
+
+
+def _are_boxes(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether these are rows of AVA: id, second and, but where nobody is seen, x1, y1, x2, y2 in 0..1, action, and person or score.
+
+    Those of AVA-Kinetics have no last column.
+    """
+
+    def is_share(cell: str) -> bool:
+        try:
+            return not cell.strip() or 0 <= float(cell) <= 1
+        except ValueError:
+            return False
+
+    return (
+        {len(row) for row in rows} <= {2, 7, 8}
+        and any("".join(row[2:6]).strip() for row in rows)
+        and all(
+            _ID.fullmatch(row[0].strip()) and _NUMBER.fullmatch(row[1].strip()) and all(map(is_share, row[2:6]))
+            for row in rows
+        )
+    )
+
+
+def _moments(rows: Iterable[Sequence[str]], *, path: Path) -> list[TableClip]:
+    """Each annotated moment of a table of boxes once, as the stretch of film around it; a moment has a row for every box and action."""
+    found: dict[tuple[str, int], TableClip] = {}
+    for number, row in enumerate(rows, start=1):
+        video, second = row[0].strip(), row[1].strip() if len(row) > 1 else ""
+        if not _ID.fullmatch(video) or not _NUMBER.fullmatch(second) or float(second) >= 1e7:
+            raise SourceError(
+                f"Row {number} of {path} is {','.join(row)[:80]!r}; wanted video id, second and, for a box, x1, y1, x2, y2, action, person."
+            )
+        moment = round(1000 * float(second))
+        start, end = max(0, moment - 1000 * SECONDS_AROUND), moment + 1000 * SECONDS_AROUND
+        found.setdefault((video, moment), TableClip(video, start, end, row_number=number))
+    return list(found.values())
 
 
 def _from_file_name(line: str, *, path: Path, number: int) -> TableClip:
@@ -286,7 +349,10 @@ def _by_name(names: Sequence[str], rows: Iterable[Sequence[Any]], *, path: Path,
     lacking = [role for role in wanted if role not in places]
     if lacking:
         raise _missing(path, list(names), [_COLUMNS[role][0] for role in lacking])
-    return [_clip(row, places, path=path, number=number) for number, row in enumerate(rows, start=1)]
+    clips = [_clip(row, places, path=path, number=number) for number, row in enumerate(rows, start=1)]
+    if folded[places["id"]] in _ANY_ID and all(_DECIMAL.fullmatch(clip.platform_id) for clip in clips):
+        return [replace(clip, platform="ssv2") for clip in clips]
+    return clips
 
 
 def _missing(path: Path, found: Sequence[str], lacking: Sequence[str]) -> SourceError:
@@ -303,6 +369,8 @@ def _clip(row: Sequence[Any], places: dict[str, int], *, path: Path, number: int
         return (value.strip().strip('"').strip() or None) if isinstance(value, str) else value
 
     platform_id = cell("id")
+    if isinstance(platform_id, int) and not isinstance(platform_id, bool):
+        platform_id = str(platform_id)  # JSON and Parquet may hold numbers as numbers
     if not isinstance(platform_id, str) or not _KEY_SAFE.fullmatch(platform_id):
         raise SourceError(
             f"Row {number} of {path} has {platform_id!r} for its YouTube id; wanted letters, digits, _ and -, restore the table from its source."

@@ -7,6 +7,7 @@ An archive is a file like any other, unless it is itself given as a root: then i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, groupby
 from pathlib import Path
@@ -14,8 +15,8 @@ from pathlib import Path
 from stmae_data.errors import ClipRejected
 from stmae_data.manifest import Manifest
 from stmae_data.records import Annotation, SourceRow
-from stmae_data.sources.archives import expand, open_member
-from stmae_data.sources.listing import Entry, SourceListing, folder_split, source_uri, walk, wanted_splits
+from stmae_data.sources.archives import expand, is_archive, open_member
+from stmae_data.sources.listing import Entry, SourceListing, entry_at, folder_split, source_uri, walk, wanted_splits
 from stmae_data.sources.sidecar import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar, read_sidecar
 
 __all__ = ["SIDECAR_SUFFIXES", "rows"]
@@ -28,14 +29,16 @@ _PICTURES = frozenset({"jpg", "jpeg", "png"})
 def rows(manifest: Manifest, *, roots: Sequence[Path], splits: Sequence[str] | None = None) -> SourceListing:
     """List every file below the roots as a clip to be named by its bytes.
 
-    With one split, all clips are in it; with several, the outermost folder that names a split decides.
+    With one split, all clips are in it; with several, the outermost folder that names a split decides. A file below several of the
+    roots is one clip.
 
     Raises:
         SourceError: a root is missing or a folder cannot be listed.
     """
     listing = SourceListing()
     wanted = wanted_splits(manifest, splits)
-    entries = chain.from_iterable(_entries(root, listing) for root in roots)
+    seen: set[bytes] = set()
+    entries = chain.from_iterable(_entries(root, listing, seen) for root in sorted(roots, key=_turn))
     for _, group in groupby(entries, key=lambda each: (each.path.rpartition(b"/")[0], each.folders)):
         together = list(group)
         clips = _clips(together, own=_PICTURES if manifest.media_kind == "image" else frozenset())
@@ -58,8 +61,14 @@ def rows(manifest: Manifest, *, roots: Sequence[Path], splits: Sequence[str] | N
     return listing
 
 
-def _entries(root: Path, listing: SourceListing) -> Iterable[Entry]:
-    found = walk([root], skipped=listing.skipped)
+def _turn(root: Path) -> int:
+    """Which roots come first where a file lies below several: an archive is opened, and a file's neighbours are its sidecars."""
+    entry = entry_at(Path(os.path.realpath(root)))
+    return 1 if entry is None or root.is_dir() else 0 if is_archive(entry) else 2
+
+
+def _entries(root: Path, listing: SourceListing, seen: set[bytes]) -> Iterable[Entry]:
+    found = walk([root], skipped=listing.skipped, seen=seen)
     return expand(found, listing) if root.is_file() else found
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from stmae_data import files
-from stmae_train.checkpoint.store import newest_checkpoint, save_checkpoint
+from stmae_train.checkpoint.store import drop_checkpoints_after, newest_checkpoint, save_checkpoint
 from stmae_train.checkpoint.trainee import Trainee
 from stmae_train.distributed import World
 from stmae_train.errors import CheckpointError, DataMismatch, RunInterrupted
@@ -94,9 +94,13 @@ class StepLoop:
                 f"{now[changed[0]][:12]}); restore the set, or go on with --accept-new-data."
             )
         self.trainee.restore(found, where=f"Checkpoint {found.step} of {folder}")
+        self.world.wait()  # until every process has read it
+        if self.run is not None:
+            drop_checkpoints_after(folder / "checkpoints", found.step)
         self.step = found.step
         self.guard.skipped = list(found.state["skipped_steps"])
         self.spent = {name: found.state["cost"][name] for name in self.spent}
+        self.loader.reader.learn(found.state.get("skipped_clips", {}))
         LOGGER.info("Resumed at step %d of %d.", self.step, self.steps)
 
     def go(
@@ -169,7 +173,7 @@ class StepLoop:
         """Judge every update first: a checkpoint holds no weights that were not looked at."""
         self.guard.look()
         # Every process asks for all of these: a sharded model, and what each process has spent, are put together.
-        trainee, cost = self.trainee, self.cost()
+        trainee, cost, skipped = self.trainee, self.cost(), self.world.merged(self.loader.reader.skipped)
         weights, optimizer, mean = trainee.tensors(), trainee.state_tensors(), trainee.mean_tensors()
         if self.run is not None:
             save_checkpoint(
@@ -182,6 +186,7 @@ class StepLoop:
                     "clips": self.step * self.loader.clips_per_step,
                     "digests": self.digests(),
                     "skipped_steps": self.guard.skipped,
+                    "skipped_clips": skipped,
                     "world_size": self.world.size,
                     "cost": cost,
                     "loss_scale": None if trainee.scale is None else trainee.scale.state(),
@@ -191,6 +196,7 @@ class StepLoop:
             self.run.facts["last_checkpoint"] = self.step
             self.run.save()
         self.world.wait()
+        self.loader.reader.learn(skipped)
 
     def digests(self) -> dict[str, str]:
         """Digest of every set or selection by its reference."""

@@ -14,7 +14,7 @@ import logging
 import re
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from stmae_train.model import MaskedAutoencoder
 __all__ = [
     "Checkpoint",
     "Weights",
+    "drop_checkpoints_after",
     "load_autoencoder",
     "load_model",
     "load_weights",
@@ -86,7 +87,7 @@ def save_checkpoint(
     mean: Mapping[str, Tensor] | None = None,
     keep: int = KEPT,
 ) -> Path:
-    """Write one checkpoint under `folder` and drop all but the newest `keep`.
+    """Write one checkpoint under `folder` and keep, of those up to its step, the newest `keep` that were committed.
 
     A crash at any instant leaves the earlier checkpoints whole and this one either whole or uncounted.
 
@@ -99,7 +100,7 @@ def save_checkpoint(
         if bad:
             raise TrainingStopped(
                 f"Training stopped at step {step}: {len(bad)} of its {what} are not finite, first {bad[0]}, so no checkpoint was written. "
-                f"Lower base_lr, set grad_clip or precision=fp32, then resume from the one before."
+                f"Lower base_lr, set grad_clip or precision=fp32, then resume from the one before with --resume --force."
             )
     target = folder / f"step-{step:09d}"
     if (target / "COMMIT.json").is_file():
@@ -117,12 +118,24 @@ def save_checkpoint(
     files.commit_json(
         target / "COMMIT.json", {"schema_version": SCHEMA_VERSION, "step": step, "sha256": sums}, point="commit"
     )
-    for old in _folders(folder)[keep:]:
-        # Uncommit first: a crash between the two leaves a folder that does not count, never one that lies.
-        if (old / "COMMIT.json").is_file():
-            files.remove_file(old / "COMMIT.json", point="prune")
-        shutil.rmtree(old)
+    # A folder past this step is no newer state of this run, and one without a commit no state at all: neither may push out one that is.
+    upto = [each for each in _folders(folder) if each <= target]
+    kept = [each for each in upto if (each / "COMMIT.json").is_file()][:keep]
+    _drop(each for each in upto if each not in kept)
     return target
+
+
+def drop_checkpoints_after(folder: Path, step: int) -> None:
+    """Drop what stands past the step that a run goes on from: it was found damaged or unfinished, and must not count among the newest."""
+    _drop(each for each in _folders(folder) if int(each.name.removeprefix("step-")) > step)
+
+
+def _drop(paths: Iterable[Path]) -> None:
+    for path in paths:
+        # Uncommit first: a crash between the two leaves a folder that does not count, never one that lies.
+        if (path / "COMMIT.json").is_file():
+            files.remove_file(path / "COMMIT.json", point="prune")
+        shutil.rmtree(path)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:

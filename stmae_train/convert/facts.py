@@ -12,7 +12,7 @@ from typing import Any
 
 from stmae_train.config import ModelConfig
 from stmae_train.convert.layouts import LINEAGES
-from stmae_train.convert.shapes import ROWS, VALUES
+from stmae_train.convert.shapes import FRAMES, ROWS, VALUES
 from stmae_train.errors import ModelError
 from stmae_train.recipes import lineage_options
 
@@ -22,6 +22,11 @@ __all__ = ["PUBLISHED_EPS", "TRANSFORMERS_LAST_EPS", "Facts", "model_config", "s
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 VIDEOMAE_DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
 SIZES = {(384, 12): "s", (768, 12): "b", (1024, 24): "l", (1280, 32): "h"}
+UNSAID_PIXELS = (
+    "timm",
+    "transformers-videomae",
+    "transformers-vitmae",
+)  # libraries whose models differ in their pixels
 PUBLISHED_EPS = 1e-6
 TRANSFORMERS_LAST_EPS = 1e-5  # of VideoMAE's decoder norm and fc_norm there, whatever config.json says
 
@@ -34,15 +39,31 @@ class Facts:
     notes: tuple[str, ...]
 
 
-def stated_options(layout: str, *, args: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that stand beside the weights: the script's arguments, or transformers' config.json.
+def stated_options(
+    layout: str,
+    *,
+    args: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    preprocessing: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Options that stand beside the weights: the script's arguments, or the JSON files of transformers and timm.
+
+    Args:
+        layout: of the file.
+        args: of the published training script.
+        settings: `config.json` of transformers or timm.
+        preprocessing: `preprocessor_config.json` of transformers.
 
     Raises:
-        ModelError: a config.json of another kind of model, or one of a model that is not built here.
+        ModelError: a config.json of another kind of model, or one of a model that is not built here; a mean or deviation that is none.
     """
     if layout.startswith("transformers-"):
-        return _of_transformers(layout, settings)
+        return _of_transformers(layout, settings) | _of_processor(preprocessing or {})
     found: dict[str, Any] = {}
+    if layout == "timm":
+        pixels = settings.get("pretrained_cfg")
+        pixels = pixels if isinstance(pixels, dict) else {}
+        found |= _pixels(pixels.get("mean"), pixels.get("std"), where="config.json")
     for name, key in (("input_size", "crop_px"), ("num_frames", "num_frames"), ("mask_ratio", "mask_ratio")):
         if name in args and not (layout in ("mae", "timm") and key == "num_frames"):
             found[key] = args[name]
@@ -97,6 +118,26 @@ def _of_transformers(layout: str, settings: Mapping[str, Any]) -> dict[str, Any]
     return found
 
 
+def _of_processor(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean and deviation of pixels in [0, 1]; a processor that scales them otherwise says nothing that can be used."""
+    is_plain = settings.get("do_rescale", True) and abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) < 1e-3
+    if not is_plain or not settings.get("do_normalize", True):
+        return {}
+    return _pixels(settings.get("image_mean"), settings.get("image_std"), where="preprocessor_config.json")
+
+
+def _pixels(mean: Any, std: Any, *, where: str) -> dict[str, Any]:
+    """Both as options, where both are given."""
+    if mean is None or std is None:
+        return {}
+    for each in (mean, std):
+        if not isinstance(each, list) or len(each) != 3 or not all(isinstance(value, int | float) for value in each):
+            raise ModelError(
+                f"{where} beside the weights has {each!r} for the pixels, wanted three numbers; correct it."
+            )
+    return {"mean": tuple(map(float, mean)), "std": tuple(map(float, std))}
+
+
 def model_config(
     layout: str, *, seen: Mapping[str, Any], stated: Mapping[str, Any], asked: Mapping[str, Any], where: str
 ) -> Facts:
@@ -115,8 +156,8 @@ def model_config(
     notes: list[str] = []
     has_decoder = "decoder_width" in seen
     stated = {key: value for key, value in stated.items() if has_decoder or not _of_decoder(key)}
-    lineage, rows, values = LINEAGES[layout], seen.get(ROWS), seen.get(VALUES)
-    seen = {key: value for key, value in seen.items() if key not in (ROWS, VALUES)}
+    lineage, rows, values, frames = LINEAGES[layout], seen.get(ROWS), seen.get(VALUES), seen.get(FRAMES, 1)
+    seen = {key: value for key, value in seen.items() if key not in (ROWS, VALUES, FRAMES)}
     told_target = {**stated, **asked}
     if values is not None and "target" not in told_target:
         raise ModelError(
@@ -147,7 +188,12 @@ def model_config(
         options |= {"decoder_heads": 1, "decoder_width": seen["width"], "decoder_depth": 1, "target_frames": "all"}
     options |= _eps(layout, stated, asked, where, notes)
     options |= _clip(seen, options, {**stated, **asked}, rows, notes)
-    options |= _target_options(seen, stated, asked, options, lineage, notes)
+    options |= _target_options(seen, stated, asked, options, lineage, frames, notes)
+    if layout in UNSAID_PIXELS and not {"mean", "std"} & {*stated, *asked}:
+        notes.append(
+            f"Pixels of mean {list(options['mean'])} and deviation {list(options['std'])}, ImageNet's, for nothing beside the weights says; else "
+            f"say --set model.mean=[…] --set model.std=[…]."
+        )
     size = SIZES.get((seen["width"], seen["depth"]))
     options["size"] = f"{size}{seen['patch_px']}" if size else "own"
     config = ModelConfig(**options)
@@ -270,16 +316,17 @@ def _target_options(
     asked: Mapping[str, Any],
     options: Mapping[str, Any],
     lineage: str,
+    frames: int,
     notes: list[str],
 ) -> dict[str, Any]:
-    """The target's normalisation, and mae_st's number of target frames."""
+    """The target's normalisation, and mae_st's number of target frames, of which each token predicts `frames`."""
     found: dict[str, Any] = {}
     if (
         options.get("target_frames") == "linspace"
         and "decoder_width" in seen
         and "num_target_frames" not in {**stated, **asked}
     ):
-        found["num_target_frames"] = options["num_frames"] // options["tubelet_frames"]
+        found["num_target_frames"] = frames * options["num_frames"] // options["tubelet_frames"]
     if "decoder_width" in seen and "target" not in {**seen, **stated, **asked}:
         target = "normalized-per-color" if lineage == "videomae" else "normalized-pixels"
         found["target"] = target

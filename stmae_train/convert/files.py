@@ -30,7 +30,8 @@ class Opened:
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
     args: dict[str, Any] = field(default_factory=dict)  # of the published training script
-    settings: dict[str, Any] = field(default_factory=dict)  # config.json beside the file (transformers)
+    settings: dict[str, Any] = field(default_factory=dict)  # config.json beside the file (transformers, timm)
+    preprocessing: dict[str, Any] = field(default_factory=dict)  # preprocessor_config.json beside it (transformers)
 
 
 def open_file(path: Path) -> Opened:
@@ -52,7 +53,7 @@ def open_file(path: Path) -> Opened:
     if start.startswith(PICKLE_MAGIC) and start[8:9] != b"{":
         return _from_torch(path)
     tensors, metadata = _from_safetensors(path)
-    return Opened(tensors, metadata, settings=_settings(path))
+    return Opened(tensors, metadata, **_beside(path))
 
 
 def _from_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -78,7 +79,7 @@ def _from_torch(path: Path) -> Opened:
         if ended.kind != "ok":
             raise CheckpointError(f"{path} cannot be read as weights: {_reason(ended.kind, ended.errors)}.")
         tensors, _ = _from_safetensors(target)
-    return Opened(tensors, {}, args=ended.value["args"], settings=_settings(path))
+    return Opened(tensors, {}, args=ended.value["args"], **_beside(path))
 
 
 def _reason(kind: str, errors: str) -> str:
@@ -92,9 +93,13 @@ def _reason(kind: str, errors: str) -> str:
     return errors.partition(": ")[2].splitlines()[0].rstrip(".") if ": " in errors else "it is damaged"
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """`config.json` beside a file, as transformers writes it; empty where there is none."""
-    beside = path.parent / "config.json"
+def _beside(path: Path) -> dict[str, dict[str, Any]]:
+    """The settings that stand beside a file, as transformers and timm write them; empty where there are none."""
+    return {"settings": _json(path, "config.json"), "preprocessing": _json(path, "preprocessor_config.json")}
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    beside = path.parent / name
     if not beside.is_file():
         return {}
     try:

@@ -13,11 +13,12 @@ from stmae_train.convert.layouts import LINEAGES
 from stmae_train.errors import ModelError
 from stmae_train.tokens import sincos_2d
 
-__all__ = ["HEADS", "ROWS", "VALUES", "seen_options"]
+__all__ = ["FRAMES", "HEADS", "ROWS", "VALUES", "seen_options"]
 
 HOG_VALUES_PER_CELL = 27
 HEADS = ("head.weight", "head.projection.weight")  # of classifiers
 ROWS = "rows of a joint table"  # known beside the options, until the number of frames is
+FRAMES = "frames per token"  # of a target of pixels; how many per clip follows from the number of frames
 VALUES = "values per token"  # of a target that is no frames of pixels and no HOG
 
 
@@ -120,8 +121,11 @@ def _decoder(tensors: Mapping[str, Tensor], options: Mapping[str, Any], *, linea
         "decoder_input": "projected" if f"{embed}.weight" in tensors else "plain",
         "decoder_embed_bias": f"{embed}.bias" in tensors,
     }
+    mask_width = tensors["mask_token"].shape[-1]
     if found["decoder_input"] == "plain":
-        found |= {"dense_encoder": tensors["mask_token"].shape[-1] == options["width"], "decoder_embed_bias": True}
+        found |= {"dense_encoder": mask_width == options["width"], "decoder_embed_bias": True}
+    elif width != options["width"]:  # the mask token enters where its width is
+        found["dense_encoder"] = mask_width == options["width"]
     if lineage != "videomae":
         if options["class_token"]:
             found["decoder_class"] = "own" if "decoder_cls_token" in tensors else "encoder"
@@ -141,12 +145,14 @@ def _target(rows: int, options: Mapping[str, Any], *, lineage: str) -> dict[str,
     if rows == HOG_VALUES_PER_CELL * (options["patch_px"] // 8) ** 2:
         return {"target": "hog"}
     frames, rest = divmod(rows, pixels)
+    if frames == 2 * tubelet_frames and not rest:
+        return {"target_frames": "double"}
     if rest or not 1 <= frames <= tubelet_frames:
         return {VALUES: rows}
     if frames == tubelet_frames:
-        return {"target_frames": "all"}
+        return {"target_frames": "all", FRAMES: frames}
     # mae_st truncates evenly spaced frames, PySlowFast takes the first of each tubelet (SPEC-models A1.7).
-    return {"target_frames": "linspace" if lineage == "mae_st" else "first"}
+    return {"target_frames": "linspace" if lineage == "mae_st" else "first", FRAMES: frames}
 
 
 def _count(tensors: Mapping[str, Tensor], beginning: str) -> int:

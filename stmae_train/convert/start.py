@@ -74,7 +74,7 @@ def start_model(model: MaskedAutoencoder, init: str, *, workspace: Path) -> dict
     if has_decoder:
         load_model(model, weights.tensors, where=str(path))
     else:
-        start_encoder(model.encoder, weights.tensors)
+        start_encoder(model.encoder, weights.tensors, grid=weights.model.grid_shape)
     return {
         "name": init,
         "layout": weights.metadata.get("layout", "stmae"),
@@ -110,6 +110,7 @@ class Start:
     tensors: dict[str, Tensor] | None
     facts: dict[str, Any]
     seed: int
+    grid: tuple[int, int, int] | None = None  # token counts (t, h, w) the weights were trained on
 
     @staticmethod
     def of(init: str, *, workspace: Path, recipe: Recipe, seed: int) -> Start:
@@ -135,7 +136,7 @@ class Start:
             # Only the pre-training target had the frames between: the encoder sees every other one.
             clips = replace(clips, num_frames=model.num_frames, frame_stride=clips.frame_stride * model.input_stride)
             model = replace(model, target_frames="all")
-        return Start(replace(recipe, model=model, data=clips), weights.tensors, facts, seed)
+        return Start(replace(recipe, model=model, data=clips), weights.tensors, facts, seed, weights.model.grid_shape)
 
     def autoencoder(self) -> MaskedAutoencoder:
         """The model whose encoder is frozen; without weights, as the seed makes it. A decoder that the weights lack stays random."""
@@ -143,10 +144,11 @@ class Start:
         if self.tensors is None:
             return model
         state = model.state_dict()
-        if {name: each.shape for name, each in self.tensors.items()} == {
+        is_same_grid = self.grid in (None, self.recipe.model.grid_shape)
+        if is_same_grid and {name: each.shape for name, each in self.tensors.items()} == {
             name: each.shape for name, each in state.items()
         }:
             load_model(model, self.tensors, where=str(self.facts["name"]))
         else:
-            start_encoder(model.encoder, self.tensors)
+            start_encoder(model.encoder, self.tensors, grid=self.grid)
         return model

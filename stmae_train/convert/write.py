@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stmae_train.checkpoint import Weights, save_tensors, save_weights
-from stmae_train.config import ModelConfig, to_toml
+from stmae_train.config import ModelConfig, Recipe, to_toml
 from stmae_train.convert.facts import PUBLISHED_EPS, TRANSFORMERS_LAST_EPS
 from stmae_train.convert.inflate import deflate
 from stmae_train.convert.read import RECIPE_KEY
@@ -78,15 +79,17 @@ def write_weights(weights: Weights, target: Path, *, form: str, source: Path | N
         save_tensors(target, _published(weights), {**_facts(weights), RECIPE_KEY: to_toml(weights.recipe)})
         return target
     if form == "timm":
-        named, arguments = _timm(weights)
-        facts = {**_facts(weights), RECIPE_KEY: to_toml(weights.recipe), "timm": json.dumps(arguments, sort_keys=True)}
-        save_tensors(target, named, facts)
+        named, arguments, recipe = _timm(weights)
+        kind = "finetune" if "head.weight" in named else "encoder"
+        facts = {**_facts(weights), "kind": kind, "lineage": recipe.model.lineage, RECIPE_KEY: to_toml(recipe)}
+        save_tensors(target, named, facts | {"timm": json.dumps(arguments, sort_keys=True)})
         return target
     if form == "transformers":
         named, settings = _transformers(weights)
         save_tensors(target / "model.safetensors", named)
-        with commit(target / "config.json") as stream:
-            stream.write((json.dumps(settings, indent=2, sort_keys=True) + "\n").encode())
+        for name, table in (("config.json", settings), ("preprocessor_config.json", _processor(weights.model))):
+            with commit(target / name) as stream:
+                stream.write((json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
         return target / "model.safetensors"
     raise ModelError(f"There is no form '{form}'; choose one of {', '.join(FORMATS)}.")
 
@@ -133,10 +136,10 @@ def _transformers(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _check_plain(weights: Weights, *, is_video: bool, has_head: bool) -> None:
-    """Refuse what transformers' model of the lineage cannot compute."""
+    """Refuse what transformers' model of the lineage cannot compute, or would be read back as something else."""
     config, pooling = weights.model, weights.recipe.finetune.pooling
     wrong = ""
-    if is_video and (config.class_token or config.positions != "sincos-1d" or config.decoder_positions != "sincos-1d"):
+    if is_video and (config.class_token or config.positions != "sincos-1d"):
         wrong = f"positions '{config.positions}'{' and a class token' if config.class_token else ''}"
     elif is_video and config.qkv_bias == "all":
         wrong = "biases on keys"
@@ -144,16 +147,44 @@ def _check_plain(weights: Weights, *, is_video: bool, has_head: bool) -> None:
         wrong = f"a last norm of eps {config.end_eps:g}"
     elif not is_video and (not config.class_token or config.positions not in ("sincos-2d", "joint")):
         wrong = f"positions '{config.positions}' or no class token"
-    elif config.decoder_input != "projected" or config.dense_encoder:
-        wrong = "another decoder"
+    elif not is_video and config.qkv_bias == "qv":
+        wrong = "biases on queries and values alone"
+    elif not is_video and "encoder.norm.weight" not in weights.tensors:
+        wrong = "no norm after the encoder"
     elif has_head and pooling not in (("mean-fresh-norm", "norm-first") if is_video else ("norm-first",)):
         wrong = f"pooling '{pooling}'"
-    elif "decoder.head.weight" in weights.tensors and not config.target.endswith(("pixels", "per-color")):
-        wrong = f"target '{config.target}'"
+    elif has_head and _drops_first_token(weights):
+        wrong = "a mean that leaves out the first patch"
+    elif "decoder.head.weight" in weights.tensors:
+        wrong = _wrong_decoder(config, is_video=is_video)
     if wrong:
         raise ModelError(
             f"transformers' {'VideoMAE' if is_video else 'ViTMAE'} has no model with {wrong}; write --to safetensors."
         )
+
+
+def _drops_first_token(weights: Weights) -> bool:
+    """Whether a classifier without a class token loses its first patch (mae_st's habit)."""
+    return weights.metadata.get("drops_first_token") == "true" and not weights.model.class_token
+
+
+def _wrong_decoder(config: ModelConfig, *, is_video: bool) -> str:
+    """What in a decoder transformers has no model for; empty where it has one."""
+    positions = ("sincos-1d",) if is_video else ("sincos-2d", "joint")
+    targets = ("pixels", "normalized-per-color" if is_video else "normalized-pixels")
+    if config.decoder_input != "projected" or config.dense_encoder:
+        return "another decoder"
+    if config.decoder_attention != "self":
+        return f"decoder_attention '{config.decoder_attention}'"
+    if config.decoder_positions not in positions:
+        return f"decoder_positions '{config.decoder_positions}'"
+    if config.class_token and config.decoder_class != "encoder":
+        return f"decoder_class '{config.decoder_class}'"
+    if config.decoder_embed_bias is is_video:
+        return f"decoder_embed_bias {str(config.decoder_embed_bias).lower()}"
+    if not is_video and config.end_eps != config.layer_norm_eps:
+        return f"a last norm of eps {config.end_eps:g}"
+    return "" if config.target in targets else f"target '{config.target}'"
 
 
 def _block(name: str, each: Tensor, *, is_video: bool) -> dict[str, Tensor]:
@@ -221,16 +252,39 @@ def _settings(weights: Weights, *, is_video: bool, has_decoder: bool, has_head: 
     return found
 
 
-def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Names of `timm.models.VisionTransformer` and the arguments that make one; video encoders are deflated first."""
+def _processor(config: ModelConfig) -> dict[str, Any]:
+    """preprocessor_config.json: how pixels enter, which no weight and no config.json tells."""
+    size = {"height": config.crop_px, "width": config.crop_px}
+    found: dict[str, Any] = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": True,
+        "size": size,
+        "resample": {"bilinear": 2, "bicubic": 3}[config.resize],  # PIL's numbers
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(config.mean),
+        "image_std": list(config.std),
+    }
+    if config.lineage == "videomae":
+        short_side = {"shortest_edge": round(config.crop_px / config.test_crop)}
+        found |= {"image_processor_type": "VideoMAEImageProcessor", "size": short_side}
+        found |= {"do_center_crop": True, "crop_size": size}
+    return found
+
+
+def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any], Recipe]:
+    """Names of `timm.models.VisionTransformer`, the arguments that make one, and the recipe of that image model.
+
+    Video encoders are deflated first.
+    """
     if weights.model.num_frames > 1:
         weights = deflate(weights)
     config, tensors = weights.model, weights.tensors
-    pooling = weights.recipe.finetune.pooling
-    if config.positions not in ("joint", "sincos-2d"):
-        raise ModelError(f"timm's ViT has no positions '{config.positions}'; write --to safetensors.")
-    if "head.weight" in tensors and pooling not in ("mean-fresh-norm", "norm-first", "mean-norm"):
-        raise ModelError(f"timm's ViT has no pooling '{pooling}'; write --to safetensors.")
+    pooling = weights.recipe.finetune.pooling if "head.weight" in tensors else ""
+    wrong = _wrong_for_timm(weights)
+    if wrong:
+        raise ModelError(f"timm's ViT has no {wrong}; write --to safetensors.")
     named: dict[str, Tensor] = {}
     for name, each in tensors.items():
         if name.startswith("decoder.") or name == "mask_token":
@@ -248,7 +302,7 @@ def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 break
     named["patch_embed.proj.weight"] = named["patch_embed.proj.weight"].squeeze(2)
     named = _fused(named, config)
-    averages = "fresh_norm.weight" in tensors or ("head.weight" in tensors and pooling == "mean-norm")
+    averages = pooling.startswith("mean")
     if averages and "norm.weight" in named:  # mae_st pools, then uses the pre-trained norm: timm's fc_norm
         named = {
             name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: each
@@ -263,14 +317,35 @@ def _timm(weights: Weights) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias != "none",
         "class_token": config.class_token,
-        "global_pool": "avg" if averages or not config.class_token else "token",
+        "global_pool": "avg" if averages or pooling == "norm-mean" or not config.class_token else "token",
         "fc_norm": averages,
         "num_classes": len(tensors["head.weight"]) if "head.weight" in tensors else 0,
         "norm_eps": config.layer_norm_eps,
         "mean": list(config.mean),
         "std": list(config.std),
     }
-    return named, arguments
+    # timm's names and layout are image MAE's, and so is its norm after the mean; the way back goes by this recipe.
+    image = replace(config, lineage="mae", qkv="fused", qkv_bias="none" if config.qkv_bias == "none" else "all")
+    recipe = replace(weights.recipe, model=replace(image, last_norm_eps=0.0))
+    if averages:
+        recipe = replace(recipe, finetune=replace(recipe.finetune, pooling="mean-fresh-norm"))
+    return named, arguments, recipe
+
+
+def _wrong_for_timm(weights: Weights) -> str:
+    """What in an image model timm's ViT cannot compute; empty where it can."""
+    config, pooling, has_head = weights.model, weights.recipe.finetune.pooling, "head.weight" in weights.tensors
+    if config.positions not in ("joint", "sincos-2d"):
+        return f"positions '{config.positions}'"
+    if not has_head:
+        return "" if "encoder.norm.weight" in weights.tensors else "encoder without a norm at its end"
+    if pooling == "norm-first" and not config.class_token:
+        return "pooling 'norm-first' without a class token"
+    if _drops_first_token(weights):
+        return "mean that leaves out the first patch"
+    if pooling == "mean-fresh-norm" and config.end_eps != config.layer_norm_eps:
+        return f"norm of eps {config.end_eps:g} beside norms of eps {config.layer_norm_eps:g}"
+    return ""
 
 
 def _fused(named: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

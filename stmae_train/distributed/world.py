@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -107,6 +107,14 @@ class World:
         found: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(found, value.cpu())
         return found
+
+    def merged(self, texts: Mapping[str, str]) -> dict[str, str]:
+        """The texts of all processes, by key; of a key that several have, the last one's."""
+        if self.size == 1:
+            return dict(texts)
+        found: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(found, dict(texts))
+        return {key: text for each in found for key, text in each.items()}
 
     def wait(self) -> None:
         """Wait until every process is here."""

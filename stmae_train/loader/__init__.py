@@ -2,7 +2,7 @@
 
 from stmae_data.shards import DEFAULT_RANGE_BYTES
 from stmae_train.loader.advice import Advisor, advice
-from stmae_train.loader.batch import Batch, CropRule
+from stmae_train.loader.batch import Batch, CropRule, weights_of
 from stmae_train.loader.batches import SweepLoader, TrainLoader, dividing_sizes
 from stmae_train.loader.cache import DEFAULT_CACHE_BYTES
 from stmae_train.loader.order import Mix, permute
@@ -27,4 +27,5 @@ __all__ = [
     "dividing_sizes",
     "open_sources",
     "permute",
+    "weights_of",
 ]

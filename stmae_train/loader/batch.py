@@ -25,7 +25,7 @@ from stmae_train.views import (
     render_pictures,
 )
 
-__all__ = ["Batch", "BatchPlan", "CropRule", "Loaded", "assemble", "clips_of_planes"]
+__all__ = ["Batch", "BatchPlan", "CropRule", "Loaded", "assemble", "blank", "clips_of_planes", "weights_of"]
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
@@ -67,7 +67,8 @@ class Batch:
 
     `planes` is uint8 [B, T, bytes of one picture of canvas size]; pictures smaller than the canvas stand at its top left. A batch of a set
     of pictures has `pictures` instead, uint8 RGB [H, W, 3] each: a clip of one is that picture `num_frames` times.
-    `skipped` are the ids of damaged clips that are missing from it.
+    `skipped` are the ids of damaged clips that are missing from it. Where that are all of them the batch is blank: black stand-ins for one
+    video, without clip ids, so that a process still takes part in what processes do together. Nothing may be learned from them.
     """
 
     numbers: Ints
@@ -82,6 +83,11 @@ class Batch:
     pictures: tuple[Tensor, ...] = ()
     num_frames: int = 1
     jitter: Jitter | None = None
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it holds no clip that can be decoded."""
+        return not self.clip_ids
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -170,6 +176,22 @@ def assemble(
         num_frames=num_frames,
         jitter=jitter,
     )
+
+
+def weights_of(parts: Sequence[Batch]) -> list[float]:
+    """What the loss of each micro-batch of a step is worth: nothing for a blank one, whose place the others take."""
+    whole = sum(not part.is_blank for part in parts)
+    return [0.0 if part.is_blank else len(parts) / whole for part in parts]
+
+
+def blank(
+    plan: BatchPlan, sources: Sequence[ClipSource], crop: CropRule | None, *, seed: int, skipped: tuple[str, ...]
+) -> Batch:
+    """The batch of a plan of which no clip can be decoded."""
+    side = 16
+    shape = (side, side, 3) if sources[0].is_of_pictures else (*plan.frames.shape[1:], frame_bytes(side, side))
+    black = Loaded(0, np.zeros(shape, dtype=np.uint8), side, side)
+    return replace(assemble(plan, [black], sources, crop, seed=seed, skipped=skipped), clip_ids=())
 
 
 def clips_of_planes(planes: Planes, clips: Ints) -> Bytes:

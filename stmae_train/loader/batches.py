@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
@@ -145,8 +146,9 @@ class SweepLoader:
         return len(self.sets)
 
     def batches(self) -> Generator[Batch]:
-        """Batches of `batch_videos` x views clips; the last one is smaller."""
-        return self.reader.batches(self._plans, self.crop, seed=self.seed)
+        """Batches of `batch_videos` x views clips; the last one is smaller, and those of damaged clips alone are left out."""
+        with contextlib.closing(self.reader.batches(self._plans, self.crop, seed=self.seed)) as batches:
+            yield from (batch for batch in batches if not batch.is_blank)
 
     def _plans(self) -> Iterator[BatchPlan]:
         mine = np.arange(self.share[0], len(self), self.share[1])

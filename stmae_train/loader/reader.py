@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stmae_data.frames import Planes
 from stmae_data.shards import DEFAULT_RANGE_BYTES
 from stmae_train.errors import ConfigError, DataMismatch
-from stmae_train.loader.batch import Batch, BatchPlan, CropRule, Loaded, assemble, clips_of_planes
+from stmae_train.loader.batch import Batch, BatchPlan, CropRule, Loaded, assemble, blank, clips_of_planes
 from stmae_train.loader.cache import DEFAULT_CACHE_BYTES, open_cache
 from stmae_train.loader.source import ClipSource
 from stmae_train.loader.workers import Damaged, Decoded, Job, Spent, decode_in_order
@@ -24,7 +24,9 @@ class ReadOptions:
 
     workers: int = 0
     cache_bytes: int = DEFAULT_CACHE_BYTES  # decoded sets up to this size are cached; 0 = never
-    skip_damaged: int = 0  # damaged samples that may be left out before the run stops
+    skip_damaged: int = (
+        0  # damaged samples that may be left out before the run stops, over all its processes and starts
+    )
     prefetch: int = 4  # clips that a worker may have decoded ahead; each takes the memory of its frames
     store_cache_bytes: int = DEFAULT_RANGE_BYTES  # what may stand on this disk of shards that are read from a store
     pins_memory: bool = False  # batches stand in page-locked memory, one at a time
@@ -100,12 +102,26 @@ class Reader:
                 loaded.append(Loaded(video, clips_of_planes(answer, plan.frames[video]), height, width))
             else:
                 loaded.append(Loaded(video, answer, *answer.shape[:2]))
-        if not loaded:
-            raise DataMismatch(
-                f"No clip of a batch can be decoded, the last was {skipped[-1]}; verify the set: stmae-data verify."
-            )
-        batch = assemble(plan, loaded, self.sources, crop, seed=seed, skipped=tuple(skipped))
+        if loaded:
+            batch = assemble(plan, loaded, self.sources, crop, seed=seed, skipped=tuple(skipped))
+        else:
+            batch = blank(plan, self.sources, crop, seed=seed, skipped=tuple(skipped))
         return batch.pinned() if self.options.pins_memory else batch
+
+    def learn(self, skipped: Mapping[str, str]) -> None:
+        """Take up what other processes and earlier starts left out; the bound is of all of them together.
+
+        Raises:
+            DataMismatch: more samples are damaged than may be skipped.
+        """
+        self.skipped |= skipped
+        if len(self.skipped) > self.options.skip_damaged:
+            last = sorted(self.skipped)[-1]
+            raise DataMismatch(
+                f"{len(self.skipped)} of the clips drawn so far cannot be decoded, one of them {last} ({self.skipped[last].rstrip('.')}), and "
+                f"{self.options.skip_damaged} may be left out; verify the sets: stmae-data verify, or resume without them: --skip-damaged "
+                f"{len(self.skipped)}."
+            )
 
     def _skip(self, answer: Damaged, source: ClipSource) -> None:
         """Count a damaged sample.

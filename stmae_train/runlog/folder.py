@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import logging
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,10 @@ from stmae_train.runlog.meter import StepRecord
 
 __all__ = ["RunFolder", "commit", "last_loss", "read_records", "runs_status"]
 
+LOGGER = logging.getLogger("stmae.train")
 SCHEMA_VERSION = 1
+# What a run may go on with otherwise than it was started, when it is asked to: no clip, crop, mask or shape hangs on it.
+CHANGEABLE = ("base_lr", "min_lr", "weight_decay", "grad_clip", "precision")
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "av", "safetensors", "duckdb")
 
 
@@ -59,7 +63,7 @@ class RunFolder:
         seed: int,
         settings: Mapping[str, Any],
         resume: bool = False,
-        accepts_new_config: bool = False,
+        force: bool = False,
     ) -> Self:
         """Create the folder or take up what stands there.
 
@@ -70,11 +74,11 @@ class RunFolder:
             seed: of the run.
             settings: what else decides the result, such as the set references.
             resume: go on with what stands there; without it a folder with a run is refused.
-            accepts_new_config: let the recipe or settings differ from the ones the run started with.
+            force: let what is `CHANGEABLE` in the recipe differ from what the run was started with; `run.json` records it.
 
         Raises:
             RunBusy: another process writes it.
-            ConfigError: it holds a run and `resume` was not asked for, or that run had another config.
+            ConfigError: it holds a run and `resume` was not asked for, or that run had another config that may not change.
         """
         stack = contextlib.ExitStack()
         try:
@@ -89,8 +93,9 @@ class RunFolder:
                     f"{path} already holds a run ({known['command']}, {known['status']}); go on with --resume or choose another --out."
                 )
             decided = json.loads(json.dumps({"seed": seed, "settings": dict(settings)}, default=str))
-            if known is not None and not accepts_new_config:
-                _check_same(path, known, command=command, recipe=recipe, decided=decided)
+            changed = []
+            if known is not None:
+                changed = _check_same(path, known, command=command, recipe=recipe, decided=decided, force=force)
             was_done = known is not None and known["status"] == "done"
             facts = known or {"schema_version": SCHEMA_VERSION, "started": _now(), "leaks": None, "digests": {}}
             if not was_done:
@@ -102,6 +107,9 @@ class RunFolder:
                     "versions": _versions(),
                 }
                 facts |= {"seeds": [seed], **decided}
+            if changed and not was_done:
+                LOGGER.warning("%s goes on with other settings: %s.", path, "; ".join(changed))
+                facts["changes"] = [*facts.get("changes", []), {"at": _now(), "settings": changed}]
             run = cls(path, stack, facts, was_done=was_done)
             if not was_done:
                 files.commit_bytes(path / "config.toml", to_toml(recipe).encode(), point="run")
@@ -155,16 +163,27 @@ class RunFolder:
         """Records of `log.jsonl`; a torn last line is left out."""
         return read_records(self.path)
 
+    @property
+    def changes(self) -> list[tuple[str, str]]:
+        """What its card says about settings that were changed on the way."""
+        return [
+            (f"Changed after step {change['after_step']:,}", "; ".join(change["settings"]))
+            for change in self.facts.get("changes", [])
+        ]
+
     def forget_after(self, step: int) -> None:
-        """Drop log records past `step`: a resumed run writes them again."""
+        """Drop log records past `step`: a resumed run writes them again. A change of settings counts from there."""
+        for change in self.facts.get("changes", []):
+            change.setdefault("after_step", step)
+            self.save()
         kept = [json.dumps(record, sort_keys=True) for record in self.records() if record["step"] <= step]
         self.write_text("log.jsonl", "".join(line + "\n" for line in kept))
 
 
 def _check_same(
-    path: Path, known: Mapping[str, Any], *, command: str, recipe: Recipe, decided: Mapping[str, Any]
-) -> None:
-    """Refuse to go on with another command, recipe, seed or data than the run was started with."""
+    path: Path, known: Mapping[str, Any], *, command: str, recipe: Recipe, decided: Mapping[str, Any], force: bool
+) -> list[str]:
+    """What differs from what the run was started with: nothing, or under `force` what is `CHANGEABLE`; all else is refused."""
     differences = [] if known["command"] == command else [f"command ({known['command']}, now {command})"]
     for key, value in decided.items():
         if known.get(key) != value:
@@ -177,10 +196,17 @@ def _check_same(
     )
     now = to_toml(recipe).splitlines()
     differences += [f"{new} (was {old})" for old, new in zip(before, now, strict=False) if old != new]
-    if differences:
+    fixed = [each for each in differences if each.partition(" = ")[0] not in CHANGEABLE]
+    is_done = known["status"] == "done"
+    if fixed or (differences and (is_done or not force)):
+        forced = "" if fixed or is_done else ", add --force,"
+        if force:
+            forced = f" (--force changes {', '.join(CHANGEABLE)} alone, and not of a run that is done)"
         raise ConfigError(
-            f"{path} was started with other settings: {'; '.join(differences[:3])}; resume it with the same ones or choose another --out."
+            f"{path} was started with other settings: {'; '.join((fixed or differences)[:3])}; resume it with the same ones{forced} or choose "
+            f"another --out."
         )
+    return differences
 
 
 def _versions() -> dict[str, str]:

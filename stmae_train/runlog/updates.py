@@ -136,7 +136,8 @@ class Guard:
             if self.in_a_row >= BAD_IN_A_ROW or len(self.skipped) > max(BAD_IN_A_ROW, 0.01 * update.step):
                 raise TrainingStopped(
                     f"Training stopped at step {update.step}: {len(self.skipped)} updates had a loss or gradient that is not finite, the "
-                    f"last {self.in_a_row} in a row; their clips are in the log. Lower base_lr, set grad_clip or precision=fp32, then resume."
+                    f"last {self.in_a_row} in a row; their clips are in the log. Lower base_lr, set grad_clip or precision=fp32, then "
+                    f"go on with --resume --force."
                 )
         self._open.clear()
 

@@ -138,6 +138,10 @@ def test_a_set_on_a_store_is_trained_and_tested_on_by_a_machine_that_has_its_boo
     ended = run(*tuned, *tested, *short)
     assert ended.exit_code == 0, ended.output
     assert list((trainer / "runs/tuned/checkpoints").iterdir())
+    again = ["--resume", "--force", "--set", "finetune.base_lr=0.1"]
+    assert run(*tuned, *tested, *short, *again[:2]).exit_code == 0  # it is done
+    ended = run(*tuned, *tested, *short, *again)
+    assert ended.exit_code == 1 and "not of a run that is done" in " ".join(ended.output.split())
     ended = run("evaluate", "tuned", "--eval-shards", "tiny:val", *own[2:])
     assert ended.exit_code == 0, ended.output
     assert sum(path.stat().st_size for path in (trainer / "cache/ranges").glob("??/*")) <= 1_000_000

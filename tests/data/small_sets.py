@@ -176,5 +176,5 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): files.sha256_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "LOCK"
+        if path.is_file() and path.name not in ("LOCK", "LOCK.jobs")
     }

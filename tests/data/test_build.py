@@ -10,14 +10,16 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from stmae_data import files
 from stmae_data.build import BuildReport, BuildRequest, build
 from stmae_data.encode import Encoding
+from stmae_data.engines import run_tasks
 from stmae_data.errors import Busy, ManifestError, SetError, SourceError
 from stmae_data.manifest import load_manifest
 from stmae_data.report import render_report
@@ -34,7 +36,7 @@ def fingerprint_of(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "LOCK"
+        if path.is_file() and path.name not in ("LOCK", "LOCK.jobs")
     }
 
 
@@ -67,6 +69,20 @@ def test_samples_carry_clip_ids_and_labels(clean: tuple[Path, BuildReport]) -> N
     assert all(row["outcome"] == "written" and row["reason"] is None for row in rows)
 
 
+def test_what_a_dead_worker_half_wrote_is_gone_when_the_set_is_sealed(
+    workspace: Path, kinetics_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_and_leave(
+        target: str, tasks: Sequence[Mapping[str, Any]], **given: Any
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        (Path(tasks[0]["folder"]) / ".tmp-9-ab-train-000000.tar").write_bytes(b"half")
+        yield from run_tasks(target, tasks, **given)
+
+    monkeypatch.setattr("stmae_data.build.run_tasks", run_and_leave)
+    build_tiny(workspace, kinetics_tree)
+    assert not list((workspace / "sets" / "tiny").rglob(".tmp-*")) and verify(workspace, "tiny").ok
+
+
 def test_both_sides_of_the_annotations_stand_in_the_report(
     workspace: Path, kinetics_tree: Path, tmp_path: Path
 ) -> None:
@@ -79,11 +95,24 @@ def test_both_sides_of_the_annotations_stand_in_the_report(
     assert report.counts["reasons"] == {"not_media": 1}
     books = files.read_table(workspace / "sets" / "tiny" / "meta" / "reconciliation.parquet")
     train = [row for row in books if row["split"] == "train"]
-    assert [sum(row[key] for row in train) for key in ("annotated", "present", "missing")] == [8, 7, 1]
+    assert [sum(row[key] for row in train) for key in ("annotated", "present", "missing", "failed")] == [8, 7, 1, 1]
     page = render_report(workspace, "tiny").read_text()
     cells = re.search(r"<th scope=\"row\">train</th>((?:<td>[^<]*</td>)+)", page[page.index("Annotated and found") :])
     assert cells is not None and re.findall(r"<td>([^<]*)</td>", cells[1]) == ["8", "7", "1", "0", "0", "1"]
     assert "Classes that lost most" in page
+
+
+def test_classes_built_one_after_another_are_all_counted(workspace: Path, kinetics_tree: Path) -> None:
+    for label in ("zumba", "air drumming"):
+        build_tiny(workspace, kinetics_tree, classes=(label,))
+    books = files.read_table(workspace / "sets" / "tiny" / "meta" / "reconciliation.parquet")
+    lines = [(row["split"], row["label"], row["annotated"], row["missing"]) for row in books]
+    assert sorted(lines) == [
+        ("train", "air drumming", 3, 0),
+        ("train", "zumba", 2, 0),
+        ("val", "air drumming", 2, 0),
+        ("val", "zumba", 1, 0),
+    ]
 
 
 def test_two_workers_give_the_same_bytes(clean: tuple[Path, BuildReport], workspace: Path, kinetics_tree: Path) -> None:
@@ -96,7 +125,7 @@ def test_a_rerun_writes_nothing(clean: tuple[Path, BuildReport], kinetics_tree: 
     before = {
         path: path.stat().st_mtime_ns
         for path in (workspace / "sets").rglob("*")
-        if path.is_file() and path.name != "LOCK"
+        if path.is_file() and path.name not in ("LOCK", "LOCK.jobs")
     }
     again = build_tiny(workspace, kinetics_tree)
     assert (again.digest, again.version, again.counts) == (report.digest, 1, report.counts)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from stmae_data import files, media
-from stmae_data.build import BuildRequest, build
+from stmae_data.build import BuildRequest, Job, build
 from stmae_data.dedup import dedup
 from stmae_data.encode import EncodedClip, Encoding, encode_clip
 from stmae_data.encode.kept import header_reader, keep_clip
@@ -120,6 +121,23 @@ def test_what_a_header_tells_is_refused_as_ever(raw: Path, tmp_path: Path, video
     for mode, level, said in (("layered", "header", "goes with copy alone"), ("copy", "ends", "no probe level 'ends'")):
         with pytest.raises(UsageError, match=said):
             Encoding(mode, 64, level)
+
+
+@pytest.mark.parametrize("mode", ["copy", "remux"])
+@pytest.mark.parametrize("options", [{}, {"is_dry_run": True}, {"job": Job(1, 1)}])
+def test_spans_of_files_that_are_kept_whole_are_refused_before_anything_is_planned(
+    mode: str, options: dict[str, Any], raw: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "spans.toml").write_text('name = "spans"\nrelease = "1"\nkind = "table"\n[splits.train]\n')
+    (tmp_path / "spans.csv").write_text("path,start,end\n0.mp4,0,1\n1.mp4,0,1\n")
+    wanted = BuildRequest(
+        tmp_path, load_manifest(tmp_path / "spans.toml"), (raw,), annotations=(tmp_path / "spans.csv",), **options
+    )
+    with pytest.raises(UsageError, match=r"'(copy|remux)' keeps files whole .* as spans asks of \S*0.mp4 .* layered"):
+        build(replace(wanted, encoding=Encoding(mode, 64)))
+    assert not (tmp_path / "sets" / "spans" / "meta" / "plan.json").exists()
+    if not options:  # what the message recommends can be done
+        assert build(replace(wanted, encoding=Encoding("fast", 64))).counts["written"] == 2
 
 
 def test_the_index_of_real_files_tells_what_decoding_tells(shared_dir: Path) -> None:

@@ -244,6 +244,8 @@ def test_a_policy_with_an_unknown_key_or_a_wrong_value_is_refused(tmp_path: Path
     for text, message in [
         ("gate_bit = 3", "unknown key 'gate_bit'; did you mean 'gate_bits'"),
         ("gate_bits = -1", "wanted a whole number from 0"),
+        ("hash_cap = 0", "hash_cap = 0, so that no frames would be compared; wanted at least 1"),
+        ("min_quality = 101", "wanted at most 100"),
         ("min_share_within = 2", "wanted a share from 0 to 1"),
         ("gate_bits = ", "cannot be read as TOML"),
         ('not_duplicates = ["a"]', "not_duplicates"),
@@ -282,7 +284,8 @@ def test_leaks_counts_distinct_rows_of_both_sides(workspace: Path, world: dict[s
     assert counts["bytes"] == counts["id"] == {"train": 1, "eval": 1}
     assert counts["video"] == {"train": 3, "eval": 3} and counts["overlap"] == {"train": 2, "eval": 2}
     assert counts["content"] == {"train": 3, "eval": 3} and pair["not_comparable"] == 0
-    assert report.has_findings and "3 clips of 3 clips of old:val" in report.closing_line()
+    assert report.closing_line() == "new:train has 3 clips duplicated in old:val: 3 of its 7 clips (level video)."
+    assert report.has_findings
     assert count_leaks(workspace, SetRef("new"), SetRef("old", "val"), ["id", "video"]) == {
         "id": {"train": 1, "eval": 1},
         "video": {"train": 3, "eval": 3},

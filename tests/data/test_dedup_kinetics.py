@@ -23,9 +23,13 @@ def test_official_tables_share_what_is_known(
     workspace: Path, shared_dir: Path, a: str, b: str, video: int, overlap: int
 ) -> None:
     tables = [str(shared_dir / "real" / "kinetics" / f"{name}.parquet") for name in (a, b)]
-    (pair,) = leaks(workspace, tables[:1], tables[1:]).as_json()["pairs"]
+    report = leaks(workspace, tables[:1], tables[1:])
+    (pair,) = report.as_json()["pairs"]
     assert (pair["video"]["train"], pair["overlap"]["train"]) == (video, overlap)
     assert pair["content"] is None and pair["bytes"] is None
+    size = {"k600_val_2018": 30_000, "k600_test_2018": 72_924}[b]
+    evaluation = f"{b}.parquet: {pair['video']['eval']} of its {size} clips (level video)."
+    assert report.closing_line() == f"{a}.parquet has {video} clips duplicated in {evaluation}"
 
 
 def test_a_list_of_bare_ids_compares_at_the_level_of_videos_alone(workspace: Path, shared_dir: Path) -> None:

@@ -68,6 +68,9 @@ BAD = [
     "http://" + "a" * 64 + ".org/",
     "http://a..b/",
     "http://exam<ple.org/",
+    "http://example.org/\ud800",
+    "http://example.org/?\ud800",
+    "http://\ud800.org/",
 ]
 
 
@@ -263,6 +266,12 @@ def test_patience_has_an_end(server: Any, web: Any, tmp_path: Path) -> None:
     assert server.count("/a") == 1, "an hour is not waited for"
 
 
+@pytest.mark.parametrize("zone", ["+" + "9" * 30, "-" + "9" * 5000, "+9999"], ids=["long", "longer", "99 hours"])
+def test_retry_after_of_no_clock_is_passed_over(zone: str, server: Any, web: Any, tmp_path: Path) -> None:
+    url = server.in_turn("/a", web.plain(503, b"", retry_after=f"Mon, 01 Jan 2024 00:00:00 {zone}"), web.plain())
+    assert bring(url, tmp_path).attempts == 2
+
+
 def test_retry_after_is_honoured(server: Any, web: Any, tmp_path: Path) -> None:
     url = server.in_turn("/a", web.plain(503, b"", retry_after="1"), web.plain())
     started = time.monotonic()
@@ -361,6 +370,7 @@ def test_chunked_body_arrives(server: Any, tmp_path: Path) -> None:
         b"Content-Length: 5\r\nContent-Length: 9\r\n",
         b"Content-Length: -5\r\n",
         b"Content-Length: 5x\r\n",
+        pytest.param(b"Content-Length: " + b"9" * 5000 + b"\r\n", id="thousands of digits"),
         b"Content-Encoding: gzip\r\nContent-Length: 5\r\n",
     ],
 )

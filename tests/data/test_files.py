@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -95,3 +96,13 @@ def test_links_share_bytes_and_copies_replace_them_whole(tmp_path: Path) -> None
     (tmp_path / "a").write_bytes(b"x")
     files.link_or_copy(tmp_path / "a", tmp_path / "b", point="link")
     assert (tmp_path / "b").stat().st_ino == (tmp_path / "a").stat().st_ino
+
+
+def test_a_name_that_a_dead_process_of_this_number_left_is_in_nobodys_way(tmp_path: Path) -> None:
+    """As in containers, where process ids come again at every start."""
+    with contextlib.suppress(RuntimeError), files.committing(tmp_path / "a", point="x") as stream:
+        left = Path(stream.name)
+        raise RuntimeError("stop")
+    left.write_bytes(b"half")
+    files.commit_bytes(tmp_path / "a", b"whole", point="x")
+    assert (tmp_path / "a").read_bytes() == b"whole" and left.read_bytes() == b"half"

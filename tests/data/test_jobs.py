@@ -31,7 +31,7 @@ def snapshot(workspace: Path) -> dict[str, str]:
     return {
         str(path.relative_to(workspace)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((workspace / "sets").rglob("*"))
-        if path.is_file() and path.name != "LOCK"
+        if path.is_file() and path.name not in ("LOCK", "LOCK.jobs")
     }
 
 

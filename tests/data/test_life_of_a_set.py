@@ -17,7 +17,7 @@ from stmae_data.build import BuildReport, BuildRequest, build, reasons_of
 from stmae_data.build.removed import read_tombstones
 from stmae_data.errors import Reason, SetError, UsageError
 from stmae_data.manifest import load_manifest
-from stmae_data.records import PLAN_COLUMNS
+from stmae_data.records import PLAN_COLUMNS, Job
 from stmae_data.rewrite import REMOVED_COLUMNS, Verdict, rewrite
 from stmae_data.shards import open_set
 from stmae_data.sources.listed import fetched_name
@@ -48,7 +48,7 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): files.sha256_file(path)
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "LOCK"
+        if path.is_file() and path.name not in ("LOCK", "LOCK.jobs")
     }
 
 
@@ -144,8 +144,9 @@ def test_only_reasons_that_may_be_undone_are_retried() -> None:
             reasons_of([code])
 
 
+@pytest.mark.parametrize("job", [None, Job(1, 1)], ids=["build", "job"])
 def test_a_copy_that_arrives_later_takes_the_place_of_its_address(
-    workspace: Path, tmp_path: Path, videos: list[bytes]
+    workspace: Path, tmp_path: Path, videos: list[bytes], job: Job | None
 ) -> None:
     url = "https://example.org/films/one.mp4?key=secret"
     (tmp_path / "list.csv").write_text(f"url,title\n{url},one\n")
@@ -157,8 +158,9 @@ def test_a_copy_that_arrives_later_takes_the_place_of_its_address(
     first = run(workspace, toml, raw, annotations=table)
     assert first.counts["reasons"] == {"net_error": 1}
     (raw / fetched_name(url)).write_bytes(videos[0])
-    second = run(workspace, toml, raw, annotations=table)
+    second = run(workspace, toml, raw, annotations=table, job=job)
     assert (second.version, second.counts["planned"], second.counts["written"]) == (2, 1, 1)
+    assert not (workspace / "sets" / "web" / "meta" / "retry.parquet").exists()
     assert rows(workspace)[fetched_name(url)]["title"] == "one"
     assert verify(workspace, "web").as_json()["damages"] == []
 

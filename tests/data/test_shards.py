@@ -114,13 +114,23 @@ def test_only_regular_members_are_read(kind: bytes) -> None:
         list(shards.iterate_tar(io.BytesIO(header.tobuf() + bytes(1024)), name="a.tar"))
 
 
-@pytest.mark.parametrize("key", ["a.b", "a/b", "", "é", "a" * 101])
+@pytest.mark.parametrize("key", ["a.b", "a/b", "", "é", "a" * 96])
 def test_a_bad_or_repeated_key_is_refused_and_leaves_no_tar(tmp_path: Path, key: str) -> None:
     with pytest.raises(SetError, match="cannot be a key"):
         shards.commit_shard(tmp_path / "a.tar", [shards.Sample(key, b"", b"")])
     with pytest.raises(SetError, match="cannot be a key"):
         shards.commit_shard(tmp_path / "a.tar", [shards.Sample("k", b"", b""), shards.Sample("k", b"", b"")])
     assert not list(tmp_path.iterdir())
+
+
+def test_the_longest_key_fits_into_a_tar(tmp_path: Path) -> None:
+    longest = shards.Sample("a" * 95, b"{}", b"x", extension="webm")
+    shards.commit_shard(tmp_path / "a.tar", [longest])
+    with (tmp_path / "a.tar").open("rb") as stream:
+        assert [member.name for member in shards.iterate_tar(stream, name="a.tar")] == [
+            "a" * 95 + ".json",
+            "a" * 95 + ".webm",
+        ]
 
 
 def test_a_set_is_read_through_its_seal(workspace: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from stmae_data.errors import ClipRejected, Reason, SourceError
 from stmae_data.manifest import load_manifest
-from stmae_data.sources import archives, open_member, rows_for
+from stmae_data.sources import archives, open_member, rows_for, source_uri
 from stmae_data.sources.archives import list_members
 
 A, B, C = "-abc_DEF-01", "__23456789a", "cccccccccc_"
@@ -125,6 +125,69 @@ def test_members_are_read_in_any_order_across_kept_states(tmp_path: Path, monkey
     for row in draw.sample(rows, len(rows)):
         assert row.source_member is not None
         assert read(row.source_uri, row.source_member) == members[row.source_member]
+
+
+@pytest.fixture
+def two_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], dict[str, bytes]]:
+    """Two compressed archives of which one may be open, with a state about every second block of input."""
+    monkeypatch.setattr(archives, "_kept", archives._Kept())
+    monkeypatch.setattr(archives, "_MAX_OPEN", 1)
+    monkeypatch.setattr(archives, "_STATE_BYTES", 400_000)
+    draw = random.Random(0)
+    members = {f"{number:02d}.mp4": draw.randbytes(100_000) for number in range(40)}
+    data = gzip.compress(tar_bytes(members), compresslevel=1)
+    return [write(tmp_path / f"part_{number}.tar.gz", data) for number in range(2)], members
+
+
+def test_closed_archive_is_not_unpacked_anew(
+    two_parts: tuple[list[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, members = two_parts
+    amounts: list[int] = []
+    plain = archives._Joined.read_at
+
+    def counted(self: archives._Joined, offset: int, size: int) -> bytes:
+        data = plain(self, offset, size)
+        amounts.append(len(data))
+        return data
+
+    monkeypatch.setattr(archives._Joined, "read_at", counted)
+    for path in paths:
+        read(source_uri(path), "00.mp4")
+    amounts.clear()
+    for path in paths * 2:
+        assert read(source_uri(path), "39.mp4") == members["39.mp4"]
+    assert len(archives._kept.open) == 1
+    assert sum(amounts) < paths[0].stat().st_size, "four members from the end cost less than one archive"
+
+
+def test_file_in_the_place_of_a_closed_archive_is_listed_anew(
+    two_parts: tuple[list[Path], dict[str, bytes]], tmp_path: Path
+) -> None:
+    paths, _ = two_parts
+    for path in paths:
+        read(source_uri(path), "39.mp4")
+    other = gzip.compress(tar_bytes({"new.mp4": b"new"}))
+    write(tmp_path / "other", other).replace(paths[0])
+    assert read(source_uri(paths[0]), "new.mp4") == b"new"
+    with pytest.raises(ClipRejected, match="no such member"):
+        read(source_uri(paths[0]), "39.mp4")
+
+
+def test_what_is_kept_of_archives_is_bounded(
+    two_parts: tuple[list[Path], dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, members = two_parts
+    kept = archives._kept
+    monkeypatch.setattr(archives, "_MAX_STATES", 4 * archives._STATE_WEIGHT)
+    for name in sorted(members, reverse=True):
+        for path in paths:
+            assert read(source_uri(path), name) == members[name]
+    assert kept.spacing > 1 and sum(each.weight for each in kept.known.values()) <= archives._MAX_STATES
+    assert all(len(each.states) > 1 for each in kept.known.values()), "every archive keeps some"
+    monkeypatch.setattr(archives, "_MAX_MEMBERS", 41)
+    kept.bound_members()
+    assert list(kept.known) == [os.fsencode(paths[1])], "the last one used stays"
 
 
 def test_pieces_of_a_split_archive_are_one(tmp_path: Path) -> None:

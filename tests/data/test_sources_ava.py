@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stmae_data import files
-from stmae_data.errors import SourceError
+from stmae_data.errors import Reason, SourceError
 from stmae_data.manifest import load_manifest
 from stmae_data.records import PLAN_COLUMNS
 from stmae_data.sources import rows_for
@@ -58,10 +58,14 @@ def test_annotated_seconds_become_clips_cut_from_the_film(tree: Path, trap: Call
         (f"ava_{C}_000901_000905", "test", 901_000, 905_000),
         (f"ava_{A}_000900_000904", "train", 900_000, 904_000),
         (f"ava_{A}_000901_000905", "train", 901_000, 905_000),
+        (f"ava_{A}_000948_000952", "train", 948_000, 952_000),
         (f"ava_{B}_000998_001002", "val", 998_000, 1_002_000),
         (f"ava_{B}_000999_001003", "val", 999_000, 1_003_000),
     ]
-    assert {(row.is_cut, row.platform, row.problem) for row in listing.rows} == {(True, "youtube", None)}
+    assert {(row.is_cut, row.platform) for row in listing.rows} == {(True, "youtube")}
+    assert [(row.clip_id, row.problem) for row in listing.rows if row.problem] == [
+        (f"ava_{A}_000948_000952", (Reason.FILTERED, "the release excludes this second"))
+    ]
     assert listing.skipped["not_annotated"] == 1
     assert {line["split"]: (line["annotated"], line["present"]) for line in listing.reconciliation} == {
         "train": (3, 2),
@@ -74,7 +78,7 @@ def test_annotated_seconds_become_clips_cut_from_the_film(tree: Path, trap: Call
         "eight columns without a header",
         "zero-padded seconds (0902)",
     )
-    trap("AVA v2.2", "no clip", "excluded timestamps")
+    trap("AVA v2.2", "dropped: filtered", "excluded timestamps")
     trap("AVA v2.2", "clips of every included second, without boxes", "test films named without boxes")
     trap("AVA v2.2", "found by their id", "films as mp4, mkv or webm")
     trap("AVA v2.2", "counted on both sides", "films not annotated, annotations without a film")
@@ -163,7 +167,8 @@ def test_sample_of_the_official_table_is_read(tmp_path: Path, shared_dir: Path) 
     (tmp_path / f"{C}.mp4").write_bytes(b"film")
     rows = rows_for(load_manifest("ava"), roots=[tmp_path]).rows
     assert rows
-    assert f"ava_{C}_000901_000905" not in {row.clip_id for row in rows}, "second 903 of that film is excluded"
+    excluded_ = [row.clip_id for row in rows if row.problem == (Reason.FILTERED, "the release excludes this second")]
+    assert f"ava_{C}_000901_000905" in excluded_ and len(excluded_) == 1
 
 
 def test_ava_kinetics_has_seven_columns_and_fractions_of_seconds(tree: Path, trap: Callable[..., None]) -> None:

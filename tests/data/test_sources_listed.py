@@ -209,3 +209,85 @@ def test_without_a_table_the_next_step_is_said(tmp_path: Path) -> None:
         rows_for(manifest(tmp_path), roots=[tmp_path])
     with pytest.raises(SourceError, match="There is no"):
         rows_for(manifest(tmp_path), roots=[tmp_path / "none"])
+
+
+def half_fetched(folder: Path) -> None:
+    """A folder as a fetch leaves it that is killed in its second film."""
+    video(folder / "files" / fetched_name("http://example.org/a.mp4"))
+    name = fetched_name("http://example.org/b.mp4")[:32]
+    video(folder / ".partial" / f"{name}.part", b"the first half")
+    table(folder / ".partial" / f"{name}.json", '{"validator": "1", "total": 28}')
+    table(folder / "LOCK", "1\n")
+    table(folder / "fetch.json", '{"schema_version": 1, "allow_private": false}')
+    log(folder / "fetched.jsonl", "a", "gone")
+
+
+def log(path: Path, *names: str) -> None:
+    """What a fetch writes into its log for films that came whole, and half a line behind them."""
+    ends = [{"url_key": fetched_name(f"http://example.org/{name}.mp4")[:32], "status": "fetched"} for name in names]
+    table(path, "\n".join(map(json.dumps, ends)) + '\n{"url_key": "torn')
+
+
+def booked(path: Path, *names: str) -> None:
+    """The table of a fetch in which these films came whole."""
+    urls = [f"http://example.org/{name}.mp4" for name in names]
+    ends = [
+        {
+            "row_number": 1,
+            "url": url,
+            "url_key": fetched_name(url)[:32],
+            "status": "fetched",
+            "file": f"files/{fetched_name(url)}",
+        }
+        for url in urls
+    ]
+    files.commit_table(path, ends, {**dict.fromkeys(ends[0], "VARCHAR"), "row_number": "BIGINT"}, point="test")
+
+
+def test_fetch_that_has_not_ended_is_refused(tmp_path: Path) -> None:
+    web = load_manifest("web")
+    half_fetched(tmp_path / "raw")
+    message = r"has not ended: fetched\.parquet is not written yet\. Run the same stmae-data fetch command again"
+    with pytest.raises(SourceError, match=message):
+        rows_for(web, roots=[tmp_path / "raw"])
+    (tmp_path / "raw" / "fetched.jsonl").unlink()  # killed before anything was decided
+    with pytest.raises(SourceError, match=message):
+        rows_for(web, roots=[tmp_path / "raw"])
+
+
+def test_job_that_has_not_ended_is_refused_though_another_has(tmp_path: Path) -> None:
+    booked(tmp_path / "fetched-1-of-2.parquet", "a")
+    log(tmp_path / "fetched-2-of-2.jsonl", "b")
+    with pytest.raises(SourceError, match=r"has not ended: fetched-2-of-2\.parquet is not written yet"):
+        rows_for(load_manifest("web"), roots=[tmp_path])
+
+
+def test_files_of_a_log_that_no_table_lists_are_told(tmp_path: Path) -> None:
+    booked(tmp_path / "fetched.parquet", "a")
+    log(tmp_path / "fetched.jsonl", "a", "b", "c")
+    notes = " ".join(rows_for(load_manifest("web"), roots=[tmp_path]).notes)
+    assert f"2 files fetched into {tmp_path.name} stand in no table there and are left out" in notes
+    log(tmp_path / "fetched.jsonl", "a")
+    assert "stand in no table" not in " ".join(rows_for(load_manifest("web"), roots=[tmp_path]).notes)
+
+
+def test_half_a_copy_is_never_the_copy(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    half_fetched(root)
+    rows = table(tmp_path / "rows.csv", "url\nhttp://example.org/b.mp4\n")
+    (row,) = rows_for(manifest(tmp_path), roots=[root], annotations=[rows]).rows
+    assert row.problem == (Reason.NET_ERROR, "not fetched yet")
+    video(root / "files" / fetched_name("http://example.org/b.mp4"))
+    found = rows_for(manifest(tmp_path), roots=[root], annotations=[rows])
+    assert source_path(found.rows[0].source_uri).parent.name == "files"
+    assert found.skipped["unfinished"] == 2
+
+
+def test_fetched_file_below_another_root_is_one_row(tmp_path: Path) -> None:
+    root = tmp_path / "raw"
+    name = fetched_name("http://example.org/a.mp4")
+    video(root / "files" / name)
+    booked(root / "fetched.parquet", "a")
+    for roots in ([root, root], [root / "files", root], [root, root / "files" / name]):
+        found = rows_for(load_manifest("web"), roots=roots)
+        assert [row.web.get("url") for row in found.rows] == ["http://example.org/a.mp4"]

@@ -208,3 +208,53 @@ def test_official_tables_are_read_whole(shared_dir: Path, name: str, count: int,
     clips = read_table_clips(shared_dir / "real" / "kinetics" / f"{name}.parquet")
     assert len(clips) == count
     assert len({clip.label for clip in clips} - {None}) == labels
+
+
+def test_rows_of_something_something_are_ids_of_its_own(tmp_path: Path) -> None:
+    rows = [{"id": "78687", "label": "holding potato", "template": "Holding [something]", "placeholders": ["potato"]}]
+    for name, text in (
+        ("train.json", json.dumps(rows)),
+        ("test.json", json.dumps([{"id": 78687}])),
+        ("test-answers.csv", "78687;Holding something\n"),
+    ):
+        (clip,) = read(tmp_path, name, text)
+        assert (clip.platform, clip.platform_id, clip.start_ms) == ("ssv2", "78687", None)
+    (clip,) = read(tmp_path, "train.csv", f"id\n{A}\n")
+    assert clip.platform == "youtube"
+    (clip,) = read(tmp_path, "train.csv", "youtube_id\n78687654321\n")
+    assert clip.platform == "youtube"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "ava_val_v2.2.csv",
+            f"{A},0902,0.031,0.162,0.670,0.995,12,0\n{A},0902,0.031,0.162,0.670,0.995,17,0\n{B},0001,0,0.2,1,1.000,79,0\n",
+        ),
+        ("ava_val_predicted_boxes.csv", f"{A},0902,0.031,0.162,0.670,0.995,,0.97\n{B},0001,0.1,0.2,0.5,0.9,,0.99\n"),
+        ("ava_kinetics_val_v1.0.csv", f"{A},902.0,0.1,0.2,0.5,0.9,12\n{B},1.0\n"),
+    ],
+)
+def test_boxes_are_seconds_of_a_film_with_what_is_around_them(tmp_path: Path, name: str, text: str) -> None:
+    first, second = read(tmp_path, name, text)
+    assert (first.platform_id, first.start_ms, first.end_ms, first.row_number) == (A, 900_000, 904_000, 1)
+    assert (second.platform_id, second.start_ms, second.end_ms) == (B, 0, 3000)
+
+
+def test_places_in_a_frame_are_no_times(tmp_path: Path) -> None:
+    first, _ = read(tmp_path, "a.csv", f"{A},0.1,0.5,jump\n{B},0.2,1.0,jump\n")
+    assert (first.start_ms, first.label) == (None, "jump")
+    (clip,) = read(tmp_path, "a.csv", f"{A},0,1\n")
+    assert (clip.start_ms, clip.end_ms) == (0, 1000)
+
+
+def test_a_box_without_its_second_is_told(tmp_path: Path) -> None:
+    lines = [f"{A},0902,0.031,0.162,0.670,0.995,12,0"] * 1000 + [f"{A},x,0.1,0.2,0.3,0.4,1,0"]
+    with pytest.raises(SourceError, match=r"Row 1001 of .* wanted video id, second"):
+        read(tmp_path, "ava_val_v2.2.csv", "\n".join(lines))
+
+
+def test_a_bare_list_of_ids_is_read(tmp_path: Path) -> None:
+    first, second = read(tmp_path, "ava_test_v2.2.txt", f"{A}\n{B}\n")
+    assert (first.platform_id, first.start_ms, second.platform_id) == (A, None, B)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,11 +124,48 @@ def test_links_pipes_and_sockets_are_rows_that_say_so(tmp_path: Path) -> None:
     assert problems["pipe.mp4"] == (Reason.SPECIAL_FILE, "a fifo, not a regular file")
 
 
+def test_what_has_not_come_whole_is_no_row(tmp_path: Path) -> None:
+    for name in ("a.mp4", ".partial/b.part", "raw/.partial/deep/c.mp4", ".partial.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    found = listing(tmp_path)
+    assert [source_path(row.source_uri).name for row in found.rows] == [".partial.mp4", "a.mp4"]
+    assert found.skipped == {"unfinished": 2}
+    assert len(listing(tmp_path / ".partial").rows) == 1, "a folder that is named itself is read"
+
+
 def test_deep_folders_are_walked(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["d"] * 300)
     deep.mkdir(parents=True)
     (deep / "a.mp4").write_bytes(b"x")
     assert len(listing(tmp_path).rows) == 1
+
+
+def test_file_below_several_roots_is_one_row(tmp_path: Path) -> None:
+    inner = tmp_path / "clips" / "inner"
+    inner.mkdir(parents=True)
+    for path in (tmp_path / "clips" / "a.mp4", inner / "b.mp4"):
+        path.write_bytes(b"x")
+    (inner / "b.info.json").write_text('{"title": "told"}')
+    (tmp_path / "other").symlink_to(tmp_path / "clips")
+    roots = [tmp_path / "clips", inner, inner / "b.mp4", tmp_path / "other", tmp_path / "clips"]
+    for order in (roots, roots[::-1]):
+        found = rows_for(load_manifest("web"), roots=order)
+        assert [source_path(row.source_uri).name for row in found.rows] == ["a.mp4", "b.mp4"]
+        assert found.rows[1].web["title"] == "told", "a file that is named itself keeps its sidecar"
+
+
+def test_archive_named_beside_its_folder_is_opened(tmp_path: Path) -> None:
+    archive = tmp_path / "clips" / "more.tar"
+    archive.parent.mkdir()
+    with tarfile.open(archive, "w") as tar:
+        member = tarfile.TarInfo("c.mp4")
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    for order in ([archive.parent, archive], [archive, archive.parent]):
+        (row,) = rows_for(load_manifest("web"), roots=order).rows
+        assert row.source_member == "c.mp4"
 
 
 def test_sidecars_are_told_from_clips_by_their_neighbours(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def local_objects(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "LOCK"
+        if path.is_file() and path.name not in ("LOCK", "LOCK.jobs")
     }
 
 

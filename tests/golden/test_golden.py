@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stmae_train.classifier import Classifier, LinearProbe
@@ -390,6 +391,7 @@ def check_videomae_finetune(golden: Golden) -> None:
 def pyslowfast_config(golden: Golden, **options: Any) -> ModelConfig:
     settings = golden.settings
     tubelet_frames, patch_px, _ = (int(each) for each in settings["patch"].split("x"))
+    positions = {"weights/pos_embed_spatial": "separable", "weights/pos_embed": "joint"}
     values = lineage_options("pyslowfast") | {
         "width": settings["embed_dim"],
         "heads": settings["num_heads"],
@@ -399,6 +401,7 @@ def pyslowfast_config(golden: Golden, **options: Any) -> ModelConfig:
         "tubelet_frames": tubelet_frames,
         "patch_px": patch_px,
         "class_token": settings.get("cls_embed", True),
+        "positions": next((kind for name, kind in positions.items() if golden.has(name)), "sincos-3d"),
         **shape_options(golden.under("weights/"), encoder="blocks.", decoder="pred_head.transforms.0."),
     }
     return ModelConfig(**(values | options))
@@ -570,6 +573,17 @@ def test_golden_folder_is_there() -> None:
     if not FILES and not ASKED:
         pytest.skip("../shared/golden is not here, so parity with published code is not tested")
     assert FILES, f"STMAE_GOLDEN_DIR is {ASKED}, and holds no *.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("pos_embed_spatial", "separable"), ("pos_embed", "joint"), ("norm.bias", "sincos-3d")]
+)
+def test_pyslowfast_positions_are_told_by_names(name: str, kind: str, tmp_path: Path) -> None:
+    """Its files name no kind of encoder positions, and a learned one and a fixed one differ in their names alone."""
+    settings = {"embed_dim": 64, "num_heads": 1, "num_frames": 8, "img_size": 32, "patch": "2x16x16"}
+    tensors = {f"weights/{name}": torch.zeros(1), "weights/blocks.0.mlp.fc1.weight": torch.zeros(256, 64)}
+    save_file(tensors, tmp_path / "some.safetensors", {key: str(value) for key, value in settings.items()})
+    assert pyslowfast_config(Golden(tmp_path / "some.safetensors")).positions == kind
 
 
 LAYOUTS = {

@@ -172,6 +172,20 @@ def test_a_damaged_checkpoint_of_the_same_step_is_written_anew(tmp_path: Path) -
     assert found is not None and found.step == 2
 
 
+def test_what_stands_past_a_checkpoint_or_was_never_committed_pushes_out_none_that_is_whole(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3)
+    cut(tmp_path / "step-000000002" / "weights.safetensors")
+    for step in (3, 5):  # as a kill leaves it while it is written
+        save(tmp_path, step)
+        (tmp_path / f"step-{step:09d}" / "COMMIT.json").unlink()
+    save(tmp_path, 4)
+    names = [f"step-{step:09d}" for step in (1, 2, 4, 5)]
+    assert sorted(each.name for each in tmp_path.iterdir()) == names
+    cut(tmp_path / "step-000000004" / "weights.safetensors")
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.step == 1
+
+
 def test_equal_tensors_and_metadata_give_equal_bytes(tmp_path: Path) -> None:
     tensors = {"b": torch.ones(3), "a": torch.zeros(2, 2)}
     for number in range(4):

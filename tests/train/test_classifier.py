@@ -41,12 +41,45 @@ def test_a_bigger_clip_gets_interpolated_positions() -> None:
         pretrained = MaskedAutoencoder(small, seed=3)
         big = replace(small, crop_px=48, num_frames=8)
         model = Classifier(big, 5)
-        model.start_from(pretrained.state_dict())
+        model.start_from(pretrained.state_dict(), grid=small.grid_shape)
         assert model.encoder.positions.table(model.encoder.positions.grid).shape == (1, 4 * 36, 32)
     longer = replace(CONFIG, num_frames=16, num_target_frames=8)
     model = Classifier(longer, 5)
     model.start_from(MaskedAutoencoder(CONFIG, seed=3).state_dict())
     assert model.encoder.positions.temporal.shape == (1, 8, 32)
+
+
+@pytest.mark.parametrize(
+    ("frames", "other_frames", "crop_px"), [(16, 4, 32), (4, 16, 32), (16, 8, 32), (8, 4, 32), (8, 32, 32), (16, 4, 64)]
+)
+@pytest.mark.parametrize("class_token", [True, False])
+def test_joint_positions_of_other_clips_keep_times_and_places_apart(
+    frames: int, other_frames: int, crop_px: int, class_token: bool
+) -> None:
+    """Rows that rise over time alone still do so, and in every place alike; 8 x 4 x 4 rows are as many as 2 x 8 x 8."""
+    options = {"positions": "joint", "class_token": class_token, "target_frames": "first"}
+    config = replace(CONFIG, num_frames=frames, **options)
+    weights = dict(MaskedAutoencoder(config).state_dict())
+    first, (t, h, w) = int(class_token), config.grid_shape
+    rising = torch.arange(t, dtype=torch.float32)[:, None].expand(t, h * w).reshape(1, -1, 1)
+    table = weights["encoder.positions.joint"]
+    weights["encoder.positions.joint"] = torch.cat([table[:, :first], rising.expand(-1, -1, 32)], dim=1)
+    model = Classifier(replace(config, num_frames=other_frames, crop_px=crop_px), 5)
+    model.start_from(weights, grid=config.grid_shape)
+    found = model.encoder.positions.joint.detach()
+    assert torch.equal(found[:, :first], table[:, :first])
+    slices = found[0, first:].unflatten(0, (other_frames // 2, -1))  # [t, h * w, D]
+    assert torch.allclose(slices, slices[:, :1, :1].expand_as(slices), atol=1e-5)
+    assert (slices[1:, 0, 0] > slices[:-1, 0, 0] - 1e-5).all() and slices[-1, 0, 0] > slices[0, 0, 0]
+
+
+def test_a_joint_table_of_unknown_grid_is_not_guessed_at() -> None:
+    config = replace(CONFIG, positions="joint", target_frames="first")
+    weights = MaskedAutoencoder(replace(config, num_frames=16)).state_dict()
+    with pytest.raises(ModelError, match="rows for 128 tokens, the model for 4 x 4 x 4"):
+        Classifier(config, 5).start_from(weights)
+    with pytest.raises(ModelError, match=r"'encoder\.positions\.joint' has shape \[1, 129, 32\]"):
+        Classifier(config, 5).start_from(weights, grid=(3, 4, 4))
 
 
 def test_fixed_image_positions_become_trainable() -> None:

@@ -106,6 +106,29 @@ def test_published_sizes_need_no_statement_and_say_what_was_assumed(weights_of: 
     )
 
 
+@pytest.mark.parametrize(
+    ("lineage", "options", "asked"),
+    [
+        ("mae_st", {"tubelet_frames": 4, "num_target_frames": 4}, {}),  # two frames per token
+        ("mae_st", {"tubelet_frames": 4, "num_target_frames": 2}, {}),  # one
+        ("mae_st", {"num_target_frames": 8}, {"target_frames": "linspace"}),  # all, by linspace
+        ("pyslowfast", {"dense_encoder": True}, {}),
+        ("videomae", {"target_frames": "double"}, {"num_frames": 8, "crop_px": 32}),
+    ],
+)
+def test_what_a_token_predicts_and_where_the_mask_token_enters_is_told_by_shapes(
+    weights_of: Any, lineage: str, options: dict[str, Any], asked: dict[str, Any], tmp_path: Path
+) -> None:
+    model, weights = weights_of.pretrained(lineage, **options)
+    found = read(saved(tmp_path / "w.pth", weights), **asked)
+    assert found.recipe.data.num_frames == model.config.clip_frames
+    copy = load_autoencoder(found, where="test").eval()
+    clips, mask = weights_of.clips_for(model.config), draw_masks(model.config, seed=0, sample_numbers=[0, 1])
+    wanted = model(clips, mask=mask)
+    assert torch.equal(copy(clips, mask=mask).prediction, wanted.prediction)
+    assert torch.equal(copy(clips, mask=mask).target, wanted.target)
+
+
 def test_arguments_saved_by_a_training_script_are_read(weights_of: Any, tmp_path: Path) -> None:
     _, weights = weights_of.pretrained("mae_st")
     args = argparse.Namespace(decoder_num_heads=2, norm_pix_loss=False, pred_t_dim=4, input_size=32, lr=float("nan"))

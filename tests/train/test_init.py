@@ -12,12 +12,14 @@ import torch
 
 from stmae_train.checkpoint import load_weights
 from stmae_train.config import Recipe
-from stmae_train.convert import encoder_of, read_weights, write_weights
+from stmae_train.convert import Start, encoder_of, read_weights, start_model, write_weights
 from stmae_train.errors import ModelError
 from stmae_train.evaluate import EvaluateRequest, evaluate
 from stmae_train.finetune import FinetuneRequest, finetune
+from stmae_train.model import MaskedAutoencoder
 from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.probe import ProbeRequest, probe
+from stmae_train.tokens import Grid, interpolate_positions
 
 torch.set_num_threads(1)
 
@@ -63,6 +65,30 @@ def test_an_encoder_alone_starts_the_encoder(foreign: tuple[Path, Recipe], small
     )
     metadata = load_weights(pretrain(request).weights).metadata
     assert json.loads(metadata["init"])["parts"] == "encoder"
+
+
+def test_joint_positions_start_other_clips_by_the_grid_they_were_trained_on(
+    weights_of: Any, small_recipe: Recipe, tmp_path: Path
+) -> None:
+    """16 frames of 4 x 4 places have as many rows as 4 frames of 8 x 8."""
+    model, weights = weights_of.pretrained("pyslowfast", positions="joint", num_frames=16)
+    torch.save(weights, tmp_path / "w.pth")
+    asked = {"model.heads": 4, "model.decoder_heads": 2, "model.num_frames": 16}
+    encoder = encoder_of(read_weights(tmp_path / "w.pth", asked=asked))
+    path = write_weights(encoder, tmp_path / "encoder.safetensors", form="stmae")
+    rows = model.encoder.positions.joint.detach()
+    for crop_px in (32, 64):
+        config = replace(encoder.model, num_frames=4, crop_px=crop_px)
+        side = crop_px // 8
+        wanted = interpolate_positions(rows[:, 1:], source=Grid(8, 4, 4), target=Grid(2, side, side))
+        started = MaskedAutoencoder(config)
+        start_model(started, str(path), workspace=tmp_path)
+        start = Start.of(str(path), workspace=tmp_path, recipe=small_recipe, seed=0)
+        data = replace(start.recipe.data, num_frames=4, crop_px=crop_px)
+        frozen = replace(start, recipe=replace(start.recipe, model=config, data=data)).autoencoder()
+        for copy in (started, frozen):
+            assert torch.equal(copy.encoder.positions.joint[:, 1:], wanted)
+            assert torch.equal(copy.encoder.positions.joint[:, :1], rows[:, :1])
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,80 @@ def test_timm_vits_go_there_and_back(has_class: bool, pool: str, tmp_path: Path)
     same_bits(theirs, again)
 
 
+@pytest.mark.parametrize(
+    ("has_class", "pool", "says", "pooling", "note"),
+    [
+        (True, "avg", "config", "norm-mean", ""),
+        (True, "avg", "--set", "norm-mean", ""),
+        (True, "token", "config", "norm-first", ""),
+        (True, "token", "nothing", "norm-first", "needs --set finetune.pooling=norm-mean"),
+        (False, "avg", "nothing", "norm-mean", "as timm's models without a class token have it"),
+    ],
+)
+def test_a_timm_vit_without_fc_norm_pools_as_is_said_or_as_is_noted(
+    has_class: bool, pool: str, says: str, pooling: str, note: str, tmp_path: Path
+) -> None:
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 4, "num_classes": 7}
+    theirs = shaken(VisionTransformer(**shape, class_token=has_class, global_pool=pool, fc_norm=False))
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(theirs.state_dict(), path)
+    if says == "config":
+        (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", "global_pool": pool}))
+    asked = {"model.heads": 4} | ({"finetune.pooling": pooling} if says == "--set" else {})
+    weights = read_weights(path, asked=asked)
+    notes = weights.metadata["notes"]
+    assert weights.recipe.finetune.pooling == pooling and (note in notes if note else "Pooling" not in notes)
+    ours, _ = load_classifier(write_weights(weights, tmp_path / "ours.safetensors", form="stmae"))
+    images = random_clips(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(images[:, :, None]), theirs(images), **CLOSE)
+    with pytest.raises(ModelError, match=r"missing fc_norm\.bias"):
+        read_weights(path, asked=asked | {"finetune.pooling": "mean-fresh-norm"})
+    (tmp_path / "config.json").write_text(json.dumps({"global_pool": "max"}))
+    with pytest.raises(ModelError, match="says global_pool 'max', wanted 'avg' or 'token'"):
+        read_weights(path, asked={"model.heads": 4})
+
+
+def test_the_pixels_of_a_timm_vit_are_those_its_config_says_or_are_noted(tmp_path: Path) -> None:
+    theirs = VisionTransformer(img_size=32, patch_size=8, embed_dim=64, depth=1, num_heads=4, num_classes=0)
+    path, asked = tmp_path / "model.safetensors", {"model.heads": 4}
+    safetensors.torch.save_file(theirs.state_dict(), path)
+    weights = read_weights(path, asked=asked)
+    assert weights.model.mean == (0.485, 0.456, 0.406) and "ImageNet's, for nothing beside" in weights.metadata["notes"]
+    half = [0.5, 0.5, 0.5]
+    told = read_weights(path, asked=asked | {"model.mean": half, "model.std": half})
+    assert told.model.mean == told.model.std == tuple(half) and "ImageNet" not in told.metadata["notes"]
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": half, "std": half}}))
+    stated = read_weights(path, asked=asked)
+    assert stated.model == told.model and "ImageNet" not in stated.metadata["notes"]
+    with pytest.raises(ModelError, match=r"mean is .* by --set, but .* by the config beside the weights"):
+        read_weights(path, asked=asked | {"model.mean": [0.1, 0.1, 0.1]})
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": 0.5, "std": half}}))
+    with pytest.raises(ModelError, match=r"config\.json beside the weights has 0\.5 for the pixels, wanted three"):
+        read_weights(path, asked=asked)
+
+
+@pytest.mark.parametrize("lineage", ["videomae", "mae"])
+def test_the_way_to_transformers_keeps_mean_and_deviation(
+    transformers: Any, weights_of: Any, lineage: str, tmp_path: Path
+) -> None:
+    _, tensors = weights_of.pretrained(lineage)
+    torch.save(tensors, tmp_path / "w.pth")
+    asked = {"model.heads": 4, "model.decoder_heads": 2, "model.mean": [0.5, 0.4, 0.3], "model.std": [0.2, 0.3, 0.4]}
+    asked |= {"model.num_frames": 8, "model.crop_px": 32} if lineage == "videomae" else {}
+    weights = read_weights(tmp_path / "w.pth", asked=asked)
+    path = write_weights(weights, tmp_path / "out", form="transformers")
+    back = read_weights(path)
+    assert (back.model.mean, back.model.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    assert "ImageNet" not in back.metadata["notes"]
+    kind = transformers.VideoMAEImageProcessor if lineage == "videomae" else transformers.ViTImageProcessor
+    processor = kind.from_pretrained(tmp_path / "out")
+    assert (list(processor.image_mean), list(processor.image_std)) == ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    (tmp_path / "out" / "preprocessor_config.json").unlink()
+    bare = read_weights(path)
+    assert bare.model.mean == (0.485, 0.456, 0.406) and "ImageNet's, for nothing beside" in bare.metadata["notes"]
+
+
 def test_a_video_encoder_becomes_a_timm_image_model(weights_of: Any, tmp_path: Path) -> None:
     """SPEC-models A1.13: kernel summed over time, temporal positions dropped; a registered timm name takes the result."""
     options = {"width": 192, "heads": 3, "depth": 2, "patch_px": 16, "crop_px": 32, "decoder_heads": 2}

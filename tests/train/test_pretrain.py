@@ -21,7 +21,7 @@ from stmae_train.checkpoint import load_weights, newest_checkpoint
 from stmae_train.config import Recipe, override, to_toml
 from stmae_train.errors import ConfigError, DataMismatch, RunBusy, RunInterrupted, TrainingStopped
 from stmae_train.loader import Batch
-from stmae_train.pretrain import PretrainRequest, RunResult, pretrain
+from stmae_train.pretrain import PretrainRequest, RunResult, clips_of, pretrain
 from stmae_train.runlog import StepRecord
 
 
@@ -174,6 +174,20 @@ def test_a_finished_run_is_not_done_again(request_: PretrainRequest) -> None:
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
+def test_damaged_checkpoints_that_a_run_falls_back_over_do_not_push_out_the_one_it_resumed_from(
+    request_: PretrainRequest,
+) -> None:
+    request = replace(request_, pictures=0)
+    with pytest.raises(RuntimeError):
+        pretrain(request, watch=stop_at(7))
+    for step in (5, 6):
+        path = request.run_dir / f"checkpoints/step-{step:09d}/weights.safetensors"
+        path.write_bytes(path.read_bytes()[:-7])
+    pretrain(replace(request, resume=True, checkpoint_every=100))
+    names = sorted(each.name for each in (request.run_dir / "checkpoints").iterdir())
+    assert names == ["step-000000004", "step-000000010"]
+
+
 def test_a_folder_with_a_run_is_refused_without_resume(request_: PretrainRequest) -> None:
     pretrain(request_)
     with pytest.raises(ConfigError, match=r"already holds a run \(pretrain, done\); go on with --resume"):
@@ -252,6 +266,32 @@ def test_three_bad_steps_in_a_row_stop_the_run(request_: PretrainRequest, monkey
     assert found is not None and found.step == 5
 
 
+def test_a_run_that_was_stopped_goes_on_with_another_rate_and_says_so(
+    request_: PretrainRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(request_, pictures=0)
+    with monkeypatch.context() as patch, pytest.raises(TrainingStopped, match="then go on with --resume --force"):
+        poison(patch, {4, 5, 6})
+        pretrain(request)
+    slower = override(request.recipe, ["optim.base_lr=1e-4", "optim.precision=fp32"])
+    lower = replace(request, recipe=slower, resume=True)
+    with pytest.raises(
+        ConfigError, match=r"base_lr = 0\.0001 \(was base_lr = 0\.001\).* same ones, add --force, or choose"
+    ):
+        pretrain(lower)
+    wider = replace(lower, recipe=override(slower, ["model.width=64"]), force=True)
+    with pytest.raises(
+        ConfigError, match=r"settings: width = 64 \(was width = 32\); .*\(--force changes base_lr, .* alone, and not"
+    ):
+        pretrain(wider)
+    assert pretrain(replace(lower, force=True)).steps == 10
+    (change,) = json.loads((request.run_dir / "run.json").read_text())["changes"]
+    assert change["after_step"] == 5 and "base_lr = 0.0001 (was base_lr = 0.001)" in change["settings"]
+    assert "Changed after step 5: base_lr = 0.0001" in (request.run_dir / "CARD.md").read_text()
+    rates = [json.loads(line)["lr"] for line in (request.run_dir / "log.jsonl").read_text().splitlines()]
+    assert len(rates) == 10 and rates[5] < 0.2 * rates[4]
+
+
 def test_bf16_and_accumulation_train_too(request_: PretrainRequest) -> None:
     recipe = override(request_.recipe, ["optim.precision=bf16", "optim.accumulate=2"])
     found = pretrain(replace(request_, recipe=recipe))
@@ -261,6 +301,13 @@ def test_bf16_and_accumulation_train_too(request_: PretrainRequest) -> None:
 def test_accumulation_changes_the_result_by_rounding_alone(request_: PretrainRequest, straight: RunResult) -> None:
     split = pretrain(replace(request_, recipe=override(request_.recipe, ["optim.accumulate=2"])))
     assert losses(split.run_dir) == pytest.approx(losses(straight.run_dir), rel=1e-4)
+
+
+def test_a_length_in_steps_is_that_many_steps_whatever_the_accumulation(request_: PretrainRequest) -> None:
+    recipe = override(request_.recipe, ["optim.accumulate=2"])
+    clips = clips_of(request_.workspace, request_.shards, recipe, steps=3)
+    found = pretrain(replace(request_, recipe=recipe, clips=clips, pictures=0))
+    assert (found.steps, found.clips_seen) == (3, 24)
 
 
 def test_masks_other_than_random_train_too(request_: PretrainRequest) -> None:
