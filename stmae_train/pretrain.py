@@ -33,7 +33,7 @@ from stmae_train.masks import DECODE_STREAM, draw_masks, noise_for
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.optim import parameter_groups
 from stmae_train.pictures import PictureRequest, draw, shown_ratios, shows_pixels
-from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, read_records, train_flops, write_card
+from stmae_train.runlog import RunFolder, StepRecord, Track, Update, cost_facts, last_loss, train_flops, write_card
 from stmae_train.schedule import learning_rate, rate_line
 from stmae_train.targets import Teacher, fit_pca, pixel_vectors, read_teacher
 from stmae_train.views import FrameRule
@@ -172,13 +172,12 @@ def _total_clips(request: PretrainRequest) -> int:
 def _finished(folder: Path) -> RunResult:
     """The result of a run that had already ended well."""
     cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
-    last = list(read_records(folder))[-1:]
     return RunResult(
         weights=folder / "weights.safetensors",
         run_dir=folder,
         clips_seen=cost["clips"],
         steps=cost["steps"],
-        loss=last[0]["loss"] if last else None,
+        loss=last_loss(folder),
         seconds=cost["seconds"],
     )
 
@@ -300,8 +299,8 @@ class _Training:
             self.run.write_data(self.entries)
             kind = self.request.track
         with Track(kind, self.request.run_dir, after=self.loop.step) as self.track:
-            record = self.loop.go(self._update, rate=self._rate, watch=self.track.told_too(watch))
-            return self._end(record)
+            self.loop.go(self._update, rate=self._rate, watch=self.track.told_too(watch))
+            return self._end()
 
     def _rate(self, step: int) -> float:
         clips, repeats = self.loader.clips_per_step, self.loader.repeats
@@ -332,14 +331,14 @@ class _Training:
             drawn["decode_noise"] = noise_for(seed, numbers, length, stream=DECODE_STREAM)
         return drawn
 
-    def _end(self, record: StepRecord | None) -> RunResult:
+    def _end(self) -> RunResult:
         cost, tensors, mean = self.loop.cost(), self.trainee.tensors(), self.trainee.mean_tensors()
         result = RunResult(
             weights=self.request.run_dir / "weights.safetensors",
             run_dir=self.request.run_dir,
             clips_seen=cost["clips"],
             steps=cost["steps"],
-            loss=record.loss if record else None,
+            loss=last_loss(self.request.run_dir),
             seconds=cost["seconds"],
             skipped_clips=tuple(sorted(self.loader.reader.skipped)),
         )

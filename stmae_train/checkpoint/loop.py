@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from stmae_data import files
 from stmae_train.checkpoint.store import drop_checkpoints_after, newest_checkpoint, save_checkpoint
 from stmae_train.checkpoint.trainee import Trainee
 from stmae_train.distributed import World
-from stmae_train.errors import DataMismatch, RunInterrupted
-from stmae_train.loader import Advisor, Batch, TrainLoader
+from stmae_train.errors import CheckpointError, DataMismatch, RunInterrupted
+from stmae_train.loader import Advisor, Batch, Spent, TrainLoader
 from stmae_train.optim import set_learning_rate
 from stmae_train.runlog import Guard, Meter, RunFolder, StepRecord, StopSignals, Update, peak_flops, peak_memory_bytes
 
@@ -57,13 +59,16 @@ class StepLoop:
         self.log_every = log_every or max(1, min(50, steps // 20))
         self.checkpoint_every = checkpoint_every or max(1, steps // 10)
         self.guard, self.step = Guard(), 0
-        self.spent = {"seconds": 0.0, "cpu_seconds": 0.0, "stall_seconds": 0.0, "bytes_read": 0}
+        self.spent = dict.fromkeys(
+            ("seconds", "cpu_seconds", "gpu_seconds", "stall_seconds", "bytes_read"), 0.0
+        )  # by earlier starts
         self.advisor = Advisor(loader)
+        peak = peak_flops(world.device)
         self.meter = Meter(
             steps=steps,
             clips_per_step=loader.clips_per_step,
             flops_per_clip=flops_per_clip,
-            peak_flops=peak_flops(world.device),
+            peak_flops=None if peak is None else peak * world.size,  # clips are counted over all processes
         )
 
     def resume(self, folder: Path, *, accept_new_data: bool) -> None:
@@ -71,10 +76,15 @@ class StepLoop:
 
         Raises:
             DataMismatch: a set has changed since.
-            CheckpointError: no usable checkpoint is left, or it holds another model.
+            CheckpointError: no usable checkpoint is left, none although one was committed, or it holds another model.
         """
         found = newest_checkpoint(folder / "checkpoints")
         if found is None:
+            if (saved := files.read_json(folder / "run.json").get("last_checkpoint")) is not None:
+                raise CheckpointError(
+                    f"{folder / 'checkpoints'} holds no committed checkpoint, but run.json says that step {saved} was saved there. Restore it "
+                    f"from a copy, or start a new run with another --out; nothing restarts from scratch on its own."
+                )
             return
         before, now = found.state["digests"], self.digests()
         changed = [name for name, digest in now.items() if before.get(name) != digest]
@@ -99,8 +109,8 @@ class StepLoop:
         *,
         rate: Callable[[int], float],
         watch: Watch | None = None,
-    ) -> StepRecord | None:
-        """Run the remaining steps; returns the last record.
+    ) -> None:
+        """Run the remaining steps.
 
         Args:
             update: does step n (counted from 0) on its micro-batches.
@@ -113,7 +123,6 @@ class StepLoop:
         """
         if self.run is not None:
             self.run.forget_after(self.step)
-        record: StepRecord | None = None
         batches = self.loader.batches(self.step, self.steps)
         self.meter.begin(self.step)
         with StopSignals() as signals:
@@ -126,7 +135,7 @@ class StepLoop:
                 self.step += 1
                 is_last = self.step == self.steps
                 if self.step % self.log_every == 0 or is_last:
-                    record = self._log(current, watch)
+                    self._log(current, watch)
                 if self.after_step is not None:
                     self.after_step(self.step)
                 stop = self.world.any(signals.received or 0)
@@ -135,22 +144,30 @@ class StepLoop:
                 if stop and not is_last:
                     raise RunInterrupted(stop)
         batches.close()
-        return record
 
-    def _log(self, rate: float, watch: Watch | None) -> StepRecord:
+    def _log(self, rate: float, watch: Watch | None) -> None:
         loss, norm = self.guard.take()
         if self.world.size > 1 and loss is not None:
             loss = float(self.world.mean(torch.tensor(loss, device=self.world.device)))
-        record = self.meter.record(self.step, loss=loss, lr=rate, grad_norm=norm)
+        record, recent = self.meter.record(self.step, loss=loss, lr=rate, grad_norm=norm), self.advisor.recent()
+        # All wait for the slowest: what is shown, and advised, is of that process.
+        waits = self.world.by_rank(record.wait_share, recent.samples, recent.seconds)
+        slowest = max(range(len(waits)), key=lambda rank: waits[rank][0])
+        wait_share, samples, seconds = waits[slowest]
+        record = replace(record, wait_share=wait_share, wait_rank=slowest)
         if self.run is not None:
             self.run.log(record)
             LOGGER.info("%s", record)
-            said = self.advisor.sentence(wait_share=record.wait_share, clips_per_second=record.clips_per_second)
+            said = self.advisor.sentence(
+                Spent(int(samples), seconds),
+                rank=slowest,
+                wait_share=wait_share,
+                clips_per_second=record.clips_per_second,
+            )
             if said is not None:
                 LOGGER.warning("%s", said)
             if watch is not None:
                 watch(record)
-        return record
 
     def _checkpoint(self) -> None:
         """Judge every update first: a checkpoint holds no weights that were not looked at."""
@@ -175,6 +192,9 @@ class StepLoop:
                     "loss_scale": None if trainee.scale is None else trainee.scale.state(),
                 },
             )
+            # Said outside of the folder too: a lost commit must not pass for a checkpoint that was never finished.
+            self.run.facts["last_checkpoint"] = self.step
+            self.run.save()
         self.world.wait()
         self.loader.reader.learn(skipped)
 
@@ -185,15 +205,17 @@ class StepLoop:
     def cost(self) -> dict[str, Any]:
         """What the run has cost so far, over all its interruptions and processes (`cost.json`); every process must ask."""
         watch, spent = self.meter.watch, self.spent
+        waited = max(each for (each,) in self.world.by_rank(watch.waited))
         cpu_seconds, bytes_read = self.world.total(watch.cpu_seconds, self.loader.reader.bytes_read)
         clips = self.step * self.loader.clips_per_step
-        seconds = watch.seconds + spent["seconds"]
+        seconds = watch.seconds
+        gpu_seconds = seconds * self.world.size if self.world.device.type == "cuda" else 0.0
         return {
             "schema_version": 1,
-            "seconds": round(seconds, 3),
+            "seconds": round(seconds + spent["seconds"], 3),
             "cpu_seconds": round(cpu_seconds + spent["cpu_seconds"], 3),
-            "gpu_seconds": round(seconds * self.world.size, 3) if self.world.device.type == "cuda" else 0.0,
-            "stall_seconds": round(watch.waited + spent["stall_seconds"], 3),
+            "gpu_seconds": round(gpu_seconds + spent["gpu_seconds"], 3),
+            "stall_seconds": round(waited + spent["stall_seconds"], 3),
             "bytes_read": int(bytes_read + spent["bytes_read"]),
             "clips": clips,
             "steps": self.step,

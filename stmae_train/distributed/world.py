@@ -85,6 +85,13 @@ class World:
         torch.distributed.all_reduce(shared)
         return [float(each) for each in shared]
 
+    def by_rank(self, *values: float) -> list[tuple[float, ...]]:
+        """The numbers of every process, by rank."""
+        places = [0.0] * (self.size * len(values))
+        places[self.rank * len(values) : (self.rank + 1) * len(values)] = values
+        found = self.total(*places)  # nobody else has put anything into our places
+        return [tuple(found[rank * len(values) : (rank + 1) * len(values)]) for rank in range(self.size)]
+
     def any(self, flag: int) -> int:
         """The largest flag of any process, so that all of them decide alike."""
         if self.size == 1:

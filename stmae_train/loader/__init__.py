@@ -8,6 +8,7 @@ from stmae_train.loader.cache import DEFAULT_CACHE_BYTES
 from stmae_train.loader.order import Mix, permute
 from stmae_train.loader.reader import ReadOptions
 from stmae_train.loader.source import ClipSource, check_labels, open_sources
+from stmae_train.loader.workers import Spent
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
@@ -18,6 +19,7 @@ __all__ = [
     "CropRule",
     "Mix",
     "ReadOptions",
+    "Spent",
     "SweepLoader",
     "TrainLoader",
     "advice",

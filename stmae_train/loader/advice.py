@@ -21,11 +21,21 @@ class Advisor:
         self.loader = loader
         self._told, self._before, self._is_warm = "", Spent(), False
 
-    def sentence(self, *, wait_share: float, clips_per_second: float) -> str | None:
-        """What to say after an interval: the share of it that was waited, and clips per second over all processes."""
-        spent = self.loader.reader.spent
-        recent = Spent(spent.samples - self._before.samples, spent.seconds - self._before.seconds)
+    def recent(self) -> Spent:
+        """What decoding took in this process since it was asked last."""
+        spent, before = self.loader.reader.spent, self._before
         self._before = Spent(spent.samples, spent.seconds)
+        return Spent(spent.samples - before.samples, spent.seconds - before.seconds)
+
+    def sentence(self, recent: Spent, *, rank: int, wait_share: float, clips_per_second: float) -> str | None:
+        """What to say after an interval.
+
+        Args:
+            recent: what decoding took in the process that waited longest.
+            rank: of that process.
+            wait_share: the share of the interval that it waited.
+            clips_per_second: over all processes.
+        """
         if not self._is_warm:
             self._is_warm = True
             return None
@@ -39,14 +49,20 @@ class Advisor:
             wanted_per_second=wanted,
             repeats=loader.repeats,
             workers=loader.reader.options.workers,
-            cores=max(1, len(os.sched_getaffinity(0)) // loader.world_size),
+            cores=max(1, len(os.sched_getaffinity(0)) // _processes_here(loader.world_size)),
             is_layered=all(source.is_layered or source.is_of_pictures for source in loader.sources),
             is_on_store=any(source.on_store for source in loader.sources),
         )
         if step == self._told:
             return None
         self._told = step
-        return f"Data slows this run down: {wait_share:.0%} of the time is spent waiting for it; {facts}. {step}"
+        who = f" by rank {rank} of {loader.world_size} processes" if loader.world_size > 1 else ""
+        return f"Data slows this run down: {wait_share:.0%} of the time is spent waiting for it{who}; {facts}. {step}"
+
+
+def _processes_here(world_size: int) -> int:
+    """Processes of the run on this machine, among which its cores are shared; whoever starts them says so."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
 
 
 def advice(

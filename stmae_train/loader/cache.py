@@ -21,7 +21,7 @@ from stmae_data.errors import SetError
 from stmae_data.frames import Planes
 from stmae_train.loader.source import ClipSource
 from stmae_train.loader.workers import Damaged, Job, decode_in_order
-from stmae_train.runlog import commit
+from stmae_train.runlog import commit_in_common, sweep_common
 from stmae_train.views import LAYER_STEP, FrameRule
 
 __all__ = ["DEFAULT_CACHE_BYTES", "DecodedCache", "frame_bytes", "open_cache"]
@@ -92,6 +92,7 @@ def open_cache(
 
 def _open(workspace: Path, source: ClipSource, *, workers: int) -> DecodedCache:
     files, was_made = [], False
+    sweep_common(workspace / "cache", suffix=".planes")
     shards = source.index.shard[source.rows]
     for shard in np.unique(shards):
         positions = np.flatnonzero(shards == shard)
@@ -129,7 +130,7 @@ def _write(path: Path, source: ClipSource, rows: Ints, *, workers: int) -> None:
         offset += pictures.size
     header = json.dumps({"version": _VERSION, "table": table}, separators=(",", ":")).encode()
     padding = -(8 + len(header)) % _PAGE
-    with commit(path) as stream:
+    with commit_in_common(path) as stream:
         stream.write(struct.pack("<Q", len(header)) + header + b"\0" * padding)
         for pictures in pieces:
             stream.write(pictures.tobytes())

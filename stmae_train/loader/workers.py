@@ -9,6 +9,7 @@ parent. Stored bytes that we did not encode ourselves (other layouts than `layer
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import multiprocessing
 import os
@@ -157,10 +158,7 @@ class _Worker:
 
     def give(self, job: Job) -> None:
         self.open.append(job)
-        try:
-            self._send(job)
-        except BrokenPipeError:
-            return  # noticed in `take`, which knows the clip
+        self._send(job)
 
     def take(self) -> Decoded:
         """The answer to the oldest open job."""
@@ -204,7 +202,9 @@ class _Worker:
     def _send(self, job: Job) -> None:
         index = self.sources[job.source].index
         seconds = float(index.num_frames[job.row]) / max(float(index.fps[job.row]), 1.0)
-        self.pipe.send((job.source, job.row, job.clips.tolist(), job.problem, Limits.for_seconds(seconds).cpu_seconds))
+        asked = job.source, job.row, job.clips.tolist(), job.problem, Limits.for_seconds(seconds).cpu_seconds
+        with contextlib.suppress(BrokenPipeError):  # a death is noticed in `take`, which knows the clip
+            self.pipe.send(asked)
 
     def _clip_id(self, job: Job) -> str:
         return self.sources[job.source].clip_id(job.row)

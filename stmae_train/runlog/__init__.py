@@ -1,7 +1,8 @@
 """The run folder: who writes it, what it read, what happened, what it cost (FORMATS.md, "A run on disk")."""
 
+from stmae_train.runlog.common import commit_in_common, sweep_common
 from stmae_train.runlog.costs import Flops, forward_flops, train_flops
-from stmae_train.runlog.folder import RunFolder, commit, read_records, runs_status
+from stmae_train.runlog.folder import RunFolder, commit, last_loss, read_records, runs_status
 from stmae_train.runlog.meter import Meter, StepRecord, StopSignals, Stopwatch, peak_memory_bytes
 from stmae_train.runlog.pages import (
     SCORE_COLUMNS,
@@ -32,14 +33,17 @@ __all__ = [
     "autocast",
     "backward",
     "commit",
+    "commit_in_common",
     "cost_facts",
     "data_entry",
     "foreign_entry",
     "forward_flops",
+    "last_loss",
     "peak_flops",
     "peak_memory_bytes",
     "read_records",
     "runs_status",
+    "sweep_common",
     "train_flops",
     "update_weights",
     "write_card",

@@ -20,7 +20,7 @@ from stmae_train.config import Recipe, from_toml, to_toml
 from stmae_train.errors import ConfigError, RunBusy, RunInterrupted
 from stmae_train.runlog.meter import StepRecord
 
-__all__ = ["RunFolder", "commit", "read_records", "runs_status"]
+__all__ = ["RunFolder", "commit", "last_loss", "read_records", "runs_status"]
 
 LOGGER = logging.getLogger("stmae.train")
 SCHEMA_VERSION = 1
@@ -229,3 +229,9 @@ def read_records(folder: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line)
+
+
+def last_loss(folder: Path) -> float | None:
+    """The loss of the last record of a run: one that was stopped after its last step has it nowhere else."""
+    last = list(read_records(folder))[-1:]
+    return last[0]["loss"] if last else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import os
 import resource
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -36,6 +38,7 @@ class StepRecord:
     mfu: float | None
     memory_bytes: int
     eta_seconds: float
+    wait_rank: int = 0  # the process that waited longest, whose share `wait_share` is
 
     def values(self) -> dict[str, Any]:
         """The record of `log.jsonl`."""
@@ -45,6 +48,7 @@ class StepRecord:
         loss = "skipped" if self.loss is None else f"{self.loss:.4f}"
         parts = [f"step {self.step:06d}/{self.steps:06d}", f"loss {loss}", f"lr {self.lr:.1e}"]
         parts += [f"clips/s {self.clips_per_second:.0f}", f"wait {self.wait_share:.0%}"]
+        parts[-1] += f" (rank {self.wait_rank})" if self.wait_rank else ""
         parts += [] if self.mfu is None else [f"mfu {self.mfu:.0%}"]
         parts += [f"mem {self.memory_bytes / 2**30:.1f} GiB", f"eta {_span(self.eta_seconds)}"]
         return " | ".join(parts)
@@ -69,7 +73,7 @@ class Stopwatch:
 
     @property
     def cpu_seconds(self) -> float:
-        """Processor seconds of this process and its ended children so far."""
+        """Processor seconds of this process and its children so far, of those that run too."""
         return _cpu_seconds() - self.cpu_started
 
     @contextlib.contextmanager
@@ -83,8 +87,18 @@ class Stopwatch:
 
 
 def _cpu_seconds() -> float:
+    # In this order: a child that ends in between is counted once, since nobody but us takes its end.
+    running = sum(_cpu_seconds_of(child.pid) for child in multiprocessing.active_children())
     spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+    return running + spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def _cpu_seconds_of(pid: int | None) -> float:
+    """Of another process and its ended children; 0 where the system does not tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name may hold anything
+        return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 class Meter:
@@ -129,7 +143,11 @@ def peak_memory_bytes() -> int:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT ask the loop to stop after a checkpoint; a second one ends the process at once."""
+    """SIGTERM and SIGINT ask the loop to stop after a checkpoint.
+
+    Under a launcher the same signal may come twice, from a scheduler that tells every process and from the launcher that passes it on: the
+    second one says nothing new. At a terminal a second Ctrl-C ends the process at once.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -149,4 +167,5 @@ class StopSignals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
-        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGINT and "LOCAL_WORLD_SIZE" not in os.environ:  # no launcher, which would pass it on
+            signal.signal(number, signal.SIG_DFL)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from stmae_data.files import read_table
 from stmae_train.checkpoint import load_weights
@@ -47,6 +48,15 @@ for (folder, sharding, stop), port in zip(runs, ports):
 """
 
 
+# Rank 1 waits for its data more than there is time, so whatever the clock says, it is the slow one.
+WAITING = """
+import os
+from stmae_train.runlog import Stopwatch
+if os.environ["RANK"] == "1":
+    Stopwatch.waited = property(lambda self: 10 * self.seconds, lambda self, value: None)
+"""
+
+
 # The same of fine-tuning.
 TUNE = (
     RUN.replace(
@@ -71,21 +81,19 @@ for (folder, _, _), port in zip(runs, ports):
 """
 
 
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+def meeting_points(count: int) -> list[TCPStore]:
+    """A store for every run, on a port that the system chose; nobody else can have it for as long as the store is held."""
+    return [TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(count)]
 
 
-def run_in_two(workspace: Path, recipe: Path, runs: list[tuple[Path, str, int]], *, script: str = RUN) -> None:
-    """The runs in two gloo processes, as torchrun starts them."""
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    given = json.dumps([workspace, recipe, runs, free_ports(len(runs))], default=str)
+def run_in_two(
+    workspace: Path, recipe: Path, runs: list[tuple[Path, str, int]], *, script: str = RUN, limit_seconds: float = 300
+) -> None:
+    """The runs in two gloo processes, as torchrun starts them: the store is the launcher's."""
+    stores = meeting_points(len(runs))
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    shared |= {"GLOO_SOCKET_IFNAME": "lo"}
+    given = json.dumps([workspace, recipe, runs, [store.port for store in stores]], default=str)
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", script, given],
@@ -94,9 +102,14 @@ def run_in_two(workspace: Path, recipe: Path, runs: list[tuple[Path, str, int]],
         )
         for rank in range(2)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors.decode()
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=limit_seconds)
+            assert process.returncode == 0, errors.decode()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def losses(folder: Path) -> list[float]:
@@ -121,6 +134,25 @@ def test_alone_a_process_is_its_own_world() -> None:
     assert not World(1, 2, torch.device("cpu")).is_main
 
 
+def test_two_processes_meet_where_nobody_else_can_and_end_with_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for store in meeting_points(3):
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", store.port))
+    started: list[subprocess.Popen[bytes]] = []
+    real = subprocess.Popen
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        started.append(real(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_in_two(tmp_path, tmp_path, [], script="import time; time.sleep(1000)", limit_seconds=0.01)
+    assert [process.returncode for process in started] == [-9, -9]
+
+
 @pytest.mark.slow
 def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_from_each_other(
     small_world: Path, small_recipe: Recipe, tmp_path: Path
@@ -138,7 +170,8 @@ def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_fr
     runs = [("ddp", "ddp", 0), ("fsdp", "fsdp", 0), ("one-then-ddp", "ddp", 0), ("one-then-fsdp", "fsdp", 0)]
     runs += [("fsdp-then-one", "fsdp", 6), ("fsdp-then-fsdp", "fsdp", 5), ("fsdp-then-fsdp", "fsdp", 0)]
     runs += [("ddp", "ddp", 0)]  # done already, which both processes have to know
-    run_in_two(small_world, tmp_path / "recipe.toml", [(tmp_path / name, how, stop) for name, how, stop in runs])
+    planned = [(tmp_path / name, how, stop) for name, how, stop in runs]
+    run_in_two(small_world, tmp_path / "recipe.toml", planned, script=WAITING + RUN)
     state = json.loads((tmp_path / "fsdp-then-one/checkpoints/step-000000006/state.json").read_text())
     assert state["world_size"] == 2
     pretrain(replace(request, run_dir=tmp_path / "fsdp-then-one", resume=True))
@@ -161,6 +194,10 @@ def test_two_processes_shared_or_sharded_train_the_model_of_one_and_take_over_fr
     assert (execution["processes"], execution["sharding"]) == (2, "fsdp")
     cost = json.loads((tmp_path / "ddp" / "cost.json").read_text())
     assert cost["clips"] == 80 and cost["cpu_seconds"] > 0
+    # The process that does not write the run is the slow one, and is seen.
+    records = [json.loads(line) for line in (tmp_path / "ddp" / "log.jsonl").read_text().splitlines()]
+    assert {each["wait_rank"] for each in records} == {1} and min(each["wait_share"] for each in records) > 1
+    assert cost["stall_seconds"] > cost["seconds"]
 
 
 def metrics_of(folder: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from stmae_train.config import FinetuneConfig, Recipe, override
 from stmae_train.errors import ConfigError
 from stmae_train.evaluate import EvaluateRequest, evaluate
 from stmae_train.finetune import FinetuneRequest, finetune
+from stmae_train.loader import open_sources
 from stmae_train.model import MaskedAutoencoder
 from stmae_train.runlog import StepRecord
 from stmae_train.views import mix_clips, perturb_clips
@@ -110,9 +111,14 @@ def test_weights_are_taken_over_and_a_finished_run_is_not_done_again(request_: F
     save_weights(
         path, MaskedAutoencoder(request_.recipe.model, seed=9), recipe=request_.recipe, facts={"data": {"k": "d"}}
     )
-    request = replace(request_, init=str(path))
+    request = replace(request_, init=str(path), recipe=override(request_.recipe, ["finetune.ema_decay=0.9"]))
     metrics = finetune(request)
     assert json.loads((request.run_dir / "run.json").read_text())["settings"]["init"]["data"] == {"k": "d"}
+    # Whoever starts from these weights has read all that they have read.
+    (source,) = open_sources(request.workspace, ["tiny"])
+    for name in ("weights.safetensors", "weights-ema.safetensors"):
+        read = json.loads(load_weights(request.run_dir / name).metadata["data"])
+        assert read == {"k": "d", "tiny:train": source.index.digest}
     assert finetune(replace(request, resume=True)) == metrics
 
 

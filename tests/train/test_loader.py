@@ -28,6 +28,7 @@ from stmae_train.loader import (
     permute,
 )
 from stmae_train.loader.cache import open_cache
+from stmae_train.runlog import commit_in_common
 from stmae_train.views import FrameRule
 
 RULE, CROP = FrameRule(4, 4), CropRule((0.5, 1.0), (3 / 4, 4 / 3), True)
@@ -196,11 +197,32 @@ def test_bytes_that_changed_behind_the_ledger_are_not_trained_on(small_world: Pa
         source.media(2)
 
 
+def test_what_a_killed_writer_left_beside_the_cache_is_removed_unless_somebody_is_writing(
+    small_world: Path, tmp_path: Path
+) -> None:
+    (source,) = open_sources(small_world, ["tiny"])
+    folder = tmp_path / "cache"
+    with commit_in_common(folder / "first.planes") as stream:
+        left = Path(stream.name)
+    left.write_bytes(b"as a writer leaves it that is killed")
+    with commit_in_common(folder / "second.planes") as stream:
+        assert open_cache(tmp_path, source, RULE) is not None
+        assert left.exists() and Path(stream.name).exists()
+    assert open_cache(tmp_path, source, RULE) is not None
+    assert not left.exists() and (folder / "second.planes").is_file()
+    left.touch()
+    (folder / "LOCK").unlink()
+    (folder / "LOCK").mkdir()  # nothing can be locked there: the cache is read as it is
+    assert open_cache(tmp_path, source, RULE) is not None and left.exists()
+
+
 def test_the_cache_is_the_same_whoever_decodes_it(small_world: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         (source,) = open_sources(small_world, ["tiny:val"])
         open_cache(tmp_path / str(workers), source, RULE, workers=workers)
-    ours, theirs = ({path.name: path.read_bytes() for path in (tmp_path / each / "cache").iterdir()} for each in "02")
+    ours, theirs = (
+        {path.name: path.read_bytes() for path in (tmp_path / each / "cache").glob("*.planes")} for each in "02"
+    )
     assert ours == theirs and len(ours) == 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Generator
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_the_sentence_names_who_is_slow_and_the_next_step() -> None:
     assert "the store is slow: raise --store-cache-gb" in stored[1]
 
 
-def loader(workspace: Path) -> TrainLoader:
+def loader(workspace: Path, *, world_size: int = 1) -> TrainLoader:
     return TrainLoader(
         workspace,
         open_sources(workspace, ["tiny"]),
@@ -49,6 +50,7 @@ def loader(workspace: Path) -> TrainLoader:
         seed=0,
         batch_videos=8,
         repeats=2,
+        world_size=world_size,
         options=ReadOptions(workers=1, cache_bytes=0),
     )
 
@@ -61,7 +63,7 @@ def test_it_is_said_once_and_only_where_the_wait_is_long(small_world: Path) -> N
     for wait_share in (0.9, 0.1, 0.5, 0.6):
         next(steps)
         reading.reader.spent.seconds = reading.reader.spent.samples * 0.01  # 10 ms each, whatever the clock says
-        heard.append(advisor.sentence(wait_share=wait_share, clips_per_second=100.0))
+        heard.append(advisor.sentence(advisor.recent(), rank=0, wait_share=wait_share, clips_per_second=100.0))
     steps.close()
     assert reading.reader.spent.samples >= 32
     first, short, long, again = heard
@@ -69,6 +71,23 @@ def test_it_is_said_once_and_only_where_the_wait_is_long(small_world: Path) -> N
     assert long is not None and long.startswith(
         "Data slows this run down: 50% of the time is spent waiting for it; 1 workers, 5.0 ms"
     )
+
+
+def test_the_cores_of_a_machine_are_shared_by_the_processes_on_it_alone(
+    small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    reading = loader(small_world, world_size=4)
+    for here, cores in (("2", 4), (None, 2)):  # two machines; or nobody says so
+        if here:
+            monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        else:
+            monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        advisor = Advisor(reading)
+        said = [advisor.sentence(Spent(100, 1.0), rank=3, wait_share=0.5, clips_per_second=10_000) for _ in range(2)][1]
+        assert said is not None
+        assert "50% of the time is spent waiting for it by rank 3 of 4 processes; 1 workers" in said
+        assert said.endswith("--workers 4.") if cores == 4 else "This machine has 2 cores" in said
 
 
 def test_a_run_logs_it(

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,7 +24,7 @@ from stmae_data import frames
 from stmae_data.errors import SetError
 from stmae_data.limits import Limits, has_network_sandbox
 from stmae_train.errors import DataMismatch
-from stmae_train.loader import CropRule, ReadOptions, SweepLoader, TrainLoader, open_sources
+from stmae_train.loader import CropRule, ReadOptions, SweepLoader, TrainLoader, open_sources, workers
 from stmae_train.views import FrameRule
 
 VICTIM = "tinytrain0005"
@@ -85,6 +86,25 @@ def test_a_real_crash_of_the_decoder_names_the_clip_and_how_it_ended(small_world
     assert {name for batch in batches for name in batch.clip_ids} == whole - {VICTIM}
     assert [name for batch in batches for name in batch.skipped] == [VICTIM]
     assert reading.reader.skipped == {VICTIM: "it ended the process that decoded it twice: killed by SIGSEGV"}
+
+
+def test_a_decoder_that_dies_before_it_was_given_all_its_jobs_again_is_replaced_too(
+    small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_decode", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    send = workers._Worker._send
+
+    def send_and_wait(self: workers._Worker, job: workers.Job) -> None:
+        send(self, job)
+        self.process.join()  # dead before the next job is sent
+
+    monkeypatch.setattr(workers._Worker, "_send", send_and_wait)
+    sources = open_sources(small_world, ["tiny"])
+    jobs = [workers.Job(0, row, np.zeros((1, 4), dtype=np.int64)) for row in range(3)]
+    answers = list(workers.decode_in_order(sources, jobs, workers=1))
+    assert [answer.clip_id for answer in answers if isinstance(answer, workers.Damaged)] == [
+        sources[0].clip_id(row) for row in range(3)
+    ]
 
 
 def test_a_decoder_that_never_ends_is_ended(small_world: Path, strike: Strike, monkeypatch: pytest.MonkeyPatch) -> None:

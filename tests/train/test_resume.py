@@ -16,6 +16,7 @@ import torch
 
 from stmae_train.checkpoint import newest_checkpoint
 from stmae_train.config import Recipe, override, to_toml
+from stmae_train.errors import CheckpointError
 from stmae_train.finetune import FinetuneRequest, finetune
 from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.probe import ProbeRequest, probe
@@ -193,6 +194,42 @@ def test_killed_outright_a_run_ends_to_the_bit_as_if_it_had_not_been(
         assert (found.step if found else None) == step
         go_on(kind, small_world, recipe, Path(folder))
         same_end(kind, Path(folder), straight / kind)
+
+
+@pytest.mark.parametrize("lost", ["step-000000001/COMMIT.json", "."])
+def test_a_run_whose_only_checkpoint_is_lost_does_not_begin_again_without_a_word(
+    lost: str, small_world: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    request = pretraining(small_world, recipe, tmp_path / "run")
+
+    def watch(record: StepRecord) -> None:
+        if record.step == 2:
+            raise RuntimeError("pulled the plug")
+
+    with pytest.raises(RuntimeError, match="plug"):
+        pretrain(request, watch=watch)
+    checkpoints, log = request.run_dir / "checkpoints", (request.run_dir / "log.jsonl").read_bytes()
+    (checkpoints / lost).rename(tmp_path / "elsewhere")
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=r"no committed checkpoint, but run\.json says that step 1 was saved"):
+            pretrain(replace(request, resume=True))
+    assert (request.run_dir / "log.jsonl").read_bytes() == log
+
+
+def test_a_run_that_was_killed_after_its_last_step_still_tells_its_last_loss(
+    small_world: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = replace(pretraining(small_world, recipe, tmp_path / "run"), clips=16)
+
+    def pull(*_: Any, **__: Any) -> None:
+        raise RuntimeError("pulled the plug")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="plug"):
+        patch.setattr("stmae_train.pretrain.write_card", pull)
+        pretrain(request)
+    result = pretrain(replace(request, resume=True))
+    assert result.loss == losses(request.run_dir)[-1]
+    assert f"{result.loss:.4f}" in (request.run_dir / "CARD.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["attentive", "linear"])

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
@@ -20,7 +22,7 @@ from stmae_train.config import Recipe, override
 from stmae_train.errors import ConfigError, RunBusy, RunInterrupted
 from stmae_train.pretrain import PretrainRequest, pretrain
 from stmae_train.recipes import recipe
-from stmae_train.runlog import RunFolder, StepRecord, StopSignals, Track, runs_status, train_flops
+from stmae_train.runlog import RunFolder, StepRecord, StopSignals, Stopwatch, Track, runs_status, train_flops
 
 
 def open_run(path: Path, recipe: Recipe, *, resume: bool = False, **settings: object) -> RunFolder:
@@ -93,18 +95,56 @@ def test_a_full_disk_ends_with_its_code(tmp_path: Path, small_recipe: Recipe, mo
     assert not (tmp_path / "run" / "cost.json").exists()
 
 
-def test_signals_are_noticed_once_and_handlers_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "launcher"), [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)]
+)
+def test_a_signal_that_comes_again_leaves_the_time_for_a_checkpoint(
+    number: signal.Signals, launcher: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if launcher:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    before = signal.getsignal(number)
     with StopSignals() as signals:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert signals.received == signal.SIGTERM
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # a second one ends at once
-    assert signal.getsignal(signal.SIGTERM) == before
+        for _ in range(3):
+            assert signal.getsignal(number) == signals._handle
+            os.kill(os.getpid(), number)
+        assert signals.received == number
+    assert signal.getsignal(number) == before
+
+
+def test_at_a_terminal_a_second_interrupt_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT and signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize(("name", "teraflops"), [("mae-st-b16", 0.273), ("mae-st-l16", 0.485)])
 def test_the_work_of_a_step_is_that_of_the_published_sizes(name: str, teraflops: float) -> None:
     assert train_flops(recipe(name).model) / 1e12 == pytest.approx(teraflops, rel=0.06)  # PERFORMANCE.md, "Limits"
+
+
+def _work(pipe: Connection) -> None:
+    while time.process_time() < 0.3:
+        pass
+    pipe.send(time.process_time())
+    pipe.recv()
+
+
+def test_processor_seconds_of_children_count_while_they_run_and_once() -> None:
+    watch = Stopwatch()
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=_work, args=(there,))
+    child.start()
+    spent = here.recv()
+    running, ours = watch.cpu_seconds, time.process_time()
+    assert running > spent - 0.05  # the system counts in hundredths
+    here.send(None)
+    child.join()
+    assert running - 0.05 < watch.cpu_seconds < running + spent / 2 + time.process_time() - ours
 
 
 class FakeWriter:
