@@ -12,10 +12,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stmae_data.errors import SetError, SourceError
 from stmae_data.files import read_table
@@ -35,6 +34,7 @@ _COLUMNS = {
     "label": ("label", "class", "class_name", "label_name", "action"),
     "is_cc": ("is_cc", "cc"),
 }
+_ROLES = ("id", "start", "end", "split", "label", "is_cc")
 _SPLIT_WORDS = {
     "train": "train",
     "training": "train",
@@ -64,8 +64,7 @@ _SPACED = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TableClip:
+class TableClip(NamedTuple):
     """One row of an annotation table; what the table does not say is None."""
 
     platform_id: str
@@ -349,9 +348,10 @@ def _by_name(names: Sequence[str], rows: Iterable[Sequence[Any]], *, path: Path,
     lacking = [role for role in wanted if role not in places]
     if lacking:
         raise _missing(path, list(names), [_COLUMNS[role][0] for role in lacking])
-    clips = [_clip(row, places, path=path, number=number) for number, row in enumerate(rows, start=1)]
+    at = [places.get(role, -1) for role in _ROLES]
+    clips = [_clip(row, at, path=path, number=number) for number, row in enumerate(rows, start=1)]
     if folded[places["id"]] in _ANY_ID and all(_DECIMAL.fullmatch(clip.platform_id) for clip in clips):
-        return [replace(clip, platform="ssv2") for clip in clips]
+        return [clip._replace(platform="ssv2") for clip in clips]
     return clips
 
 
@@ -362,25 +362,28 @@ def _missing(path: Path, found: Sequence[str], lacking: Sequence[str]) -> Source
     )
 
 
-def _clip(row: Sequence[Any], places: dict[str, int], *, path: Path, number: int) -> TableClip:
-    def cell(role: str) -> Any:
-        at = places.get(role)
-        value = row[at] if at is not None and at < len(row) else None
-        return (value.strip().strip('"').strip() or None) if isinstance(value, str) else value
+def _clean(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    value = value.strip()
+    return (value.strip('"').strip() if '"' in value else value) or None
 
-    platform_id = cell("id")
+
+def _clip(row: Sequence[Any], places: Sequence[int], *, path: Path, number: int) -> TableClip:
+    """A row whose cells of `_ROLES` stand at `places`, -1 where there is none; a short row lacks its last ones."""
+    width = len(row)
+    platform_id, start, end, split, label, is_cc = [_clean(row[at]) if 0 <= at < width else None for at in places]
     if isinstance(platform_id, int) and not isinstance(platform_id, bool):
         platform_id = str(platform_id)  # JSON and Parquet may hold numbers as numbers
     if not isinstance(platform_id, str) or not _KEY_SAFE.fullmatch(platform_id):
         raise SourceError(
             f"Row {number} of {path} has {platform_id!r} for its YouTube id; wanted letters, digits, _ and -, restore the table from its source."
         )
-    start, end = _interval(cell("start"), cell("end"), path=path, number=number)
-    split, label, is_cc = cell("split"), cell("label"), cell("is_cc")
+    start_ms, end_ms = _interval(start, end, path=path, number=number)
     return TableClip(
         platform_id=platform_id,
-        start_ms=start,
-        end_ms=end,
+        start_ms=start_ms,
+        end_ms=end_ms,
         split=_SPLIT_WORDS.get(str(split).casefold(), str(split).casefold()) if split is not None else None,
         label=str(label) if label is not None else None,
         is_cc=str(is_cc).casefold() in ("1", "1.0", "true", "yes") if is_cc is not None else None,

@@ -49,11 +49,14 @@ def test_random_kills_lose_repeat_and_leave_nothing(
     manifest = kinetics_tree / "tiny.toml"
     command = [sys.executable, "-m", "stmae_cli.data", "build", str(manifest), "--workers", "2", "-w"]
 
+    said = tmp_path / "stderr"
+
     def begun(place: Path, seconds: float | None = None) -> tuple[subprocess.Popen[bytes], float]:
         """A build at work, or `seconds` old, or at its end; and when it began its work."""
         folder = place / "sets" / "tiny"
         before = unfinished(folder)
-        process = subprocess.Popen([*command, str(place)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with said.open("wb") as errors:
+            process = subprocess.Popen([*command, str(place)], stdout=subprocess.DEVNULL, stderr=errors)
         started = time.monotonic()
         while process.poll() is None and not unfinished(folder) - before:
             if seconds is not None and time.monotonic() - started > seconds:
@@ -84,7 +87,8 @@ def test_random_kills_lose_repeat_and_leave_nothing(
             # Whatever stands under its final name is whole, and the same as in the calm build.
             assert now.items() <= calm.items() and stood.items() <= now.items()
         else:
-            assert process.returncode == 0 and contents(folder) == calm
+            assert process.returncode == 0, said.read_text()
+            assert contents(folder) == calm
             shutil.rmtree(workspace / "sets")
             builds += 1
     assert subprocess.run([*command, str(workspace)], capture_output=True, check=False).returncode == 0
